@@ -1,0 +1,41 @@
+# make demo: the main job, end to end. make test: all tests. Both install what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/pip install --disable-pip-version-check --quiet
+
+.PHONY: demo test check format clean
+
+demo: $(STAMP)
+	@$(BIN)/mayfly demo --out out
+
+test: check
+	@echo "== tests"
+	@$(BIN)/pytest
+
+check: $(STAMP)
+	@echo "== ruff, mypy, import-linter"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# torch comes first and by its exact version, so that no newer build is fetched on the way
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "== virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "== installing torch and torchvision (the largest part, minutes on a slow line)"
+	@$(PIP) $$(grep -E '^(torch|torchvision)==' constraints.txt)
+	@echo "== installing Mayfly and its tools"
+	@$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

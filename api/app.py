@@ -1,0 +1,63 @@
+"""The application: settings in, app out. The route list is the table of contents."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from api import jobs as job_handlers
+from api import service
+from api.keys import CHANGES, METRICS, PUBLIC_KEY, PULSE, SETTINGS, STORE
+from api.metrics import Metrics
+from api.middleware import add_headers, observe, render_problems
+from api.watch import Changes, Pulse
+from jobs.process import background
+from jobs.sealing import PublicKey
+from jobs.settings import Settings
+from jobs.store import Store
+
+ROUTES = [
+    web.post("/v1/jobs", job_handlers.submit),
+    web.get("/v1/jobs/{id}", job_handlers.show, allow_head=False),
+    web.get("/v1/jobs/{id}/result", job_handlers.fetch, allow_head=False),
+    web.get("/v1/jobs/{id}/events", job_handlers.follow, allow_head=False),
+    web.delete("/v1/jobs/{id}", job_handlers.erase),
+    web.get("/v1/models", service.models),
+    web.get("/v1/info", service.info),
+    web.get("/healthz", service.healthz),
+    web.get("/readyz", service.readyz),
+    web.get("/metrics", service.metrics),
+    web.get("/openapi.json", service.description),
+    web.get("/docs", service.docs),
+    web.get(r"/pages/{name:[a-z]+\.(js|css)}", service.page_file),
+]
+
+
+def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
+    """Build the front door. Does no I/O: Redis is reached when the app starts."""
+    app = web.Application(middlewares=[observe, render_problems])
+    store = Store.open(settings)
+    pulse = Pulse(store)
+    app[SETTINGS] = settings
+    app[PUBLIC_KEY] = public_key
+    app[STORE] = store
+    app[CHANGES] = Changes(store)
+    app[PULSE] = pulse
+    app[METRICS] = Metrics(pulse)
+    app.add_routes(ROUTES)
+    app.on_response_prepare.append(add_headers)
+    app.on_shutdown.append(_let_go)
+    app.cleanup_ctx.append(_watch)
+    return app
+
+
+async def _watch(app: web.Application) -> AsyncIterator[None]:
+    await app[PULSE].beat()
+    async with background(app[CHANGES].serve(), app[PULSE].serve()):
+        yield
+    with contextlib.suppress(OSError):
+        await app[STORE].close()
+
+
+async def _let_go(app: web.Application) -> None:
+    app[CHANGES].close()

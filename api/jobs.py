@@ -1,0 +1,344 @@
+"""The handlers of a job's life: submit, look, fetch, follow, erase."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import re
+import time
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from api.images import check_image
+from api.keys import CHANGES, JOB, METRICS, PUBLIC_KEY, PULSE, SETTINGS, STORE
+from api.upload import read_upload
+from api.watch import wait
+from jobs import formats
+from jobs.contract import (
+    Embedded,
+    Failed,
+    Request,
+    Result,
+    Size,
+    check_inside,
+    check_model,
+    parse_request,
+)
+from jobs.problems import Problem, gone, job_not_found, unprocessable
+from jobs.sealing import Capability, Payload, SealError, open_result
+from jobs.store import JobState
+
+MAX_WAIT_S = 30.0
+_result = msgspec.json.Decoder(Result)
+
+
+async def submit(request: web.Request) -> web.StreamResponse:
+    """Take an image and a request; answer with the job, or with its result if asked to wait."""
+    settings, store = request.app[SETTINGS], request.app[STORE]
+    subject = _account(request)
+    capability = _brought_capability(request) or Capability.new()
+    request[JOB] = capability.id
+    wait_s = _preferred_wait(request)
+    result_format = _format(request)
+    _refuse_when_full(request)
+    upload = await read_upload(request, settings)
+    spec = parse_request(upload.request)
+    spec = msgspec.structs.replace(spec, model=spec.model or settings.default_model)
+    _check_fit(request, spec, upload.images)
+    payload = Payload(capability.result_key, spec, upload.images, time.time_ns() // 1_000_000)
+    sealed = request.app[PUBLIC_KEY].seal(capability.id, payload)
+    outcome = await store.submit(
+        capability.id,
+        sealed,
+        str(spec.model),
+        bulk=spec.priority == "bulk",
+        subject=subject,
+    )
+    if outcome.status == "full":
+        raise _queue_full()
+    if outcome.status == "quota":
+        raise Problem(
+            429,
+            "quota_exceeded",
+            f"More than {settings.quota_per_minute} jobs in a minute. Wait, then go on.",
+            {"Retry-After": str(-(-outcome.retry_ms // 1000))},
+        )
+    if outcome.status == "queued":
+        request.app[METRICS].submitted_bytes.inc(sum(map(len, upload.images.values())))
+    del upload, payload, sealed  # nothing of the image is held while the client waits
+    state = await request.app[CHANGES].settled(capability.id, wait_s)
+    if state.status in ("gone", "unknown"):
+        raise gone()
+    if wait_s and state.status == "done":
+        return await _deliver(request, capability, result_format)
+    return _json(
+        {
+            "id": capability.id,
+            "token": capability.token,
+            **_state(state),
+            "links": _links(capability.id),
+        },
+        status=202,
+        headers={"Location": f"/v1/jobs/{capability.id}"},
+    )
+
+
+async def show(request: web.Request) -> web.StreamResponse:
+    """A job's state, at once or when it settles."""
+    capability = _capability(request)
+    state = await request.app[CHANGES].settled(capability.id, _wait(request))
+    _raise_if_gone(state)
+    return _json({"id": capability.id, **_state(state), "links": _links(capability.id)})
+
+
+async def fetch(request: web.Request) -> web.StreamResponse:
+    """Hand out the result, once."""
+    capability = _capability(request)
+    if "Range" in request.headers or _is_prefetch(request):
+        raise Problem(
+            400,
+            "not_fetchable_in_part",
+            "A result is delivered whole and once. Ask without Range and prefetch headers.",
+        )
+    result_format = _format(request)
+    if seconds := _wait(request):
+        await request.app[CHANGES].settled(capability.id, seconds)
+    return await _deliver(request, capability, result_format)
+
+
+async def follow(request: web.Request) -> web.StreamResponse:
+    """Server-sent events: one `status` event at each change, until the job is over."""
+    capability = _capability(request)
+    changes, store = request.app[CHANGES], request.app[STORE]
+    with changes.watching(capability.id) as changed:
+        state = await store.state(capability.id)
+        _raise_if_gone(state)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        told: dict[str, Any] = {}
+        while not changes.closing:
+            changed.clear()
+            now = {"id": capability.id, "status": state.status, "position": state.ahead}
+            if now != told:
+                told = now
+                await response.write(b"event: status\ndata: " + msgspec.json.encode(told) + b"\n\n")
+            else:
+                await response.write(b": still here\n\n")
+            if state.status not in ("queued", "running"):
+                break
+            await wait(changed, 2.0)
+            state = await store.state(capability.id)
+    return response
+
+
+async def erase(request: web.Request) -> web.StreamResponse:
+    """Acknowledge a leased result, cancel or erase a job. Doing it again changes nothing."""
+    capability = _capability(request)
+    outcome = await request.app[STORE].erase(capability.id, _reader(request))
+    if outcome == "fenced":
+        raise _leased(1000)
+    return web.Response(status=204)
+
+
+async def _deliver(
+    request: web.Request, capability: Capability, result_format: formats.Format
+) -> web.Response:
+    fetched = await request.app[STORE].fetch(capability.id, _reader(request))
+    match fetched.status:
+        case "pending":
+            return _json({"id": capability.id, "status": "pending"}, 202, {"Retry-After": "1"})
+        case "leased":
+            raise _leased(fetched.ttl_ms)
+        case "gone":
+            raise gone()
+        case "unknown":
+            raise job_not_found()
+        case "done":
+            pass
+    try:
+        plain = open_result(capability.result_key, capability.id, fetched.sealed)
+    except SealError:
+        raise Problem(
+            500, "result_unreadable", "The stored result does not belong to this job."
+        ) from None
+    result = _result.decode(plain)
+    if isinstance(result, Failed):
+        raise result.problem()
+    if isinstance(result, Embedded) or result_format is formats.FORMATS["mayfly"]:
+        return web.Response(body=plain, content_type="application/json")
+    headers = {"Content-Type": result_format.media_type}
+    if result_format.numbered:  # the body has no place for the names
+        headers["Mayfly-Labels"] = json.dumps(formats.labels_of([result]))
+    body = await asyncio.to_thread(result_format.render, result)  # masks become outlines
+    return web.Response(body=body, headers=headers)
+
+
+def _account(request: web.Request) -> str:
+    """Whom a quota counts: the account's key where keys are needed, else the address."""
+    hashes = request.app[SETTINGS].api_key_hashes
+    if not hashes:
+        return f"address {request.remote}"
+    digest = hashlib.sha256(request.headers.get("X-API-Key", "").encode()).hexdigest()
+    if not any([hmac.compare_digest(digest, known.lower()) for known in hashes]):  # noqa: C419 - no early end
+        raise Problem(
+            401,
+            "api_key_required",
+            "This service takes jobs from known accounts. Send your key as X-API-Key.",
+        )
+    return f"account {digest}"
+
+
+def _token(request: web.Request) -> str | None:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _brought_capability(request: web.Request) -> Capability | None:
+    token = _token(request)
+    if token is None:
+        return None
+    try:
+        return Capability.from_token(token)
+    except ValueError:
+        raise Problem(
+            400,
+            "token_malformed",
+            "A token that you bring must be base64url of 32 random bytes, 43 characters. "
+            "Leave it out and one is made.",
+        ) from None
+
+
+def _capability(request: web.Request) -> Capability:
+    """The capability that owns the job in the path; a wrong one looks like an unknown job."""
+    token = _token(request)
+    if token is None:
+        raise Problem(
+            401,
+            "token_required",
+            "Send the job's token: Authorization: Bearer <token>.",
+            {"WWW-Authenticate": "Bearer"},
+        )
+    try:
+        capability = Capability.from_token(token)
+    except ValueError:
+        raise job_not_found() from None
+    if not hmac.compare_digest(capability.id, request.match_info["id"]):
+        raise job_not_found()
+    request[JOB] = capability.id
+    return capability
+
+
+def _reader(request: web.Request) -> str:
+    key = request.headers.get("Idempotency-Key", "")
+    if len(key) > 255:
+        raise Problem(
+            400, "idempotency_key_too_long", "Idempotency-Key takes at most 255 characters."
+        )
+    return key
+
+
+def _format(request: web.Request) -> formats.Format:
+    name = request.query.get("format", "mayfly")
+    if name not in formats.FORMATS:
+        raise Problem(
+            400,
+            "format_unknown",
+            f"The formats are {', '.join(formats.FORMATS)}; take one of them.",
+        )
+    return formats.FORMATS[name]
+
+
+def _wait(request: web.Request) -> float:
+    text = request.query.get("wait", "0")
+    if not re.fullmatch(r"\d{1,2}(\.\d+)?", text) or float(text) > MAX_WAIT_S:
+        raise Problem(400, "wait_malformed", "wait takes seconds from 0 to 30.")
+    return float(text)
+
+
+def _preferred_wait(request: web.Request) -> float:
+    """RFC 7240: what cannot be understood is ignored, what is too much is cut."""
+    found = re.search(r"\bwait=\"?(\d{1,6})\b", ",".join(request.headers.getall("Prefer", [])))
+    return min(float(found[1]), MAX_WAIT_S) if found else 0.0
+
+
+def _is_prefetch(request: web.Request) -> bool:
+    hints = (request.headers.get(name, "") for name in ("Sec-Purpose", "Purpose", "X-Moz"))
+    return any("prefetch" in hint.lower() or "preview" in hint.lower() for hint in hints)
+
+
+def _refuse_when_full(request: web.Request) -> None:
+    """Before the body is read; the store decides again when the job is complete."""
+    fleet = request.app[PULSE].fleet
+    if fleet and fleet.used_bytes + (request.content_length or 0) > fleet.max_bytes:
+        raise _queue_full()
+
+
+def _check_fit(request: web.Request, spec: Request, images: dict[str, bytes]) -> None:
+    known = request.app[PULSE].models()
+    if model := known.get(str(spec.model)):
+        check_model(spec, model)
+    elif spec.model != request.app[SETTINGS].default_model:
+        served = ", ".join(known) or "none at the moment"
+        raise unprocessable("model_unknown", f"No worker serves this model. Served: {served}.")
+    for number, prompt in enumerate(spec.prompts):
+        if prompt.image not in images:
+            raise unprocessable(
+                "image_missing", f"$.prompts[{number}].image names a part that was not sent."
+            )
+    for name, data in images.items():
+        size = check_image(data, request.app[SETTINGS].max_pixels)
+        # EXIF may turn the image, which only a worker reads: here the longer side serves for both
+        longest = max(size.width, size.height)
+        check_inside(spec, name, Size(longest, longest))
+
+
+def _raise_if_gone(state: JobState) -> None:
+    if state.status == "gone":
+        raise gone()
+    if state.status == "unknown":
+        raise job_not_found()
+
+
+def _queue_full() -> Problem:
+    return Problem(
+        503,
+        "queue_full",
+        "There are more jobs than the workers can take. Nothing was kept; try again later.",
+        {"Retry-After": "5", "Connection": "close"},
+    )
+
+
+def _leased(ttl_ms: int) -> Problem:
+    return Problem(
+        409,
+        "leased",
+        "Another reader is fetching this result. Wait for its lease to end.",
+        {"Retry-After": str(max(1, -(-ttl_ms // 1000)))},
+    )
+
+
+def _state(state: JobState) -> dict[str, Any]:
+    expires = time.gmtime(time.time() + state.ttl_ms / 1000)
+    shown: dict[str, Any] = {
+        "status": state.status,
+        "expires_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", expires),
+    }
+    if state.status == "queued":
+        shown["position"] = state.ahead
+    return shown
+
+
+def _links(job_id: str) -> dict[str, str]:
+    self = f"/v1/jobs/{job_id}"
+    return {"self": self, "result": f"{self}/result", "events": f"{self}/events"}
+
+
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(body),
+        status=status,
+        headers=headers,
+        content_type="application/json",
+    )

@@ -1,0 +1,71 @@
+"""The front door's process: listens until it is told to stop."""
+
+import asyncio
+import logging
+
+from aiohttp import web
+
+from api.app import make_app
+from api.service import why_not_ready
+from jobs.process import background, harden, stop_signal
+from jobs.sealing import PublicKey
+from jobs.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+
+async def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    if settings.worker_public_key_file is None:
+        raise SettingsError(
+            "MAYFLY_WORKER_PUBLIC_KEY_FILE is not set. "
+            "Make a key pair with `mayfly keys worker` and give the front door its public half."
+        )
+    app = make_app(settings, PublicKey.load(settings.worker_public_key_file))
+    harden()
+    runner = make_runner(app, settings)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise SettingsError(
+                f"Cannot listen on {settings.host}:{settings.port} ({error.strerror}). "
+                "Choose another --port, or stop what listens there."
+            ) from None
+        stopping = stop_signal()
+        async with background(_announce(app, _url(settings.host, runner))):
+            await stopping.wait()
+    finally:
+        await runner.cleanup()
+    log.info("front door stopped")
+    return 0
+
+
+def make_runner(app: web.Application, settings: Settings) -> web.AppRunner:
+    """How the app is served: every connection is bounded in time, whatever its client does."""
+    return web.AppRunner(
+        app,
+        access_log=None,  # the middleware writes the line
+        auto_decompress=False,  # a few kB must not become hundreds of MB
+        keepalive_timeout=settings.upload_timeout_s,  # it also ends headers that never end
+        lingering_time=3,  # for the rest of a body that was refused
+        shutdown_timeout=settings.drain_s,
+    )
+
+
+async def _announce(app: web.Application, url: str) -> None:
+    """Say so on stdout when a job can be accepted and answered; until then, why not."""
+    told = None
+    while reason := why_not_ready(app):
+        if reason != told:
+            log.info("waiting", extra={"fields": {"reason": reason}})
+            told = reason
+        await asyncio.sleep(0.1)
+    print(f"ready {url}", flush=True)  # noqa: T201 - what scripts and people wait for
+
+
+def _url(host: str, runner: web.AppRunner) -> str:
+    port = runner.addresses[0][1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

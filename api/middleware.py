@@ -1,0 +1,104 @@
+"""Round every request: errors become problem documents, one log line, headers that protect."""
+
+import logging
+import time
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from api.keys import JOB, METRICS
+from jobs.problems import Problem
+from jobs.store import STORE_ERRORS
+
+log = logging.getLogger(__name__)
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """One line and one count a request: the route's template, never the path or the query."""
+    start = time.monotonic()
+    status = 499  # the client went away
+    sent = 0
+    try:
+        response = await handler(request)
+        status, sent = response.status, response.body_length
+        return response
+    finally:
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource else "unmatched"
+        seconds = time.monotonic() - start
+        request.app[METRICS].observe(request.method, route, status, seconds)
+        line = {
+            "method": request.method,
+            "route": route,
+            "status": status,
+            "bytes_in": request.content_length or 0,
+            "bytes_out": sent,
+            "ms": round(seconds * 1000, 1),
+        }
+        if JOB in request:
+            line["job"] = request[JOB]
+        log.info("request", extra={"fields": line})
+
+
+@web.middleware
+async def render_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error has the same shape (RFC 9457), whoever raised it."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problem_response(problem)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return problem_response(_from_http(error))
+    except STORE_ERRORS as error:
+        log.warning("store does not answer", exc_info=error)
+        return problem_response(
+            Problem(
+                503,
+                "store_unavailable",
+                "The job store does not answer. Try again in a moment.",
+                {"Retry-After": "1"},
+            )
+        )
+    except Exception:
+        log.exception("request failed")
+        return problem_response(
+            Problem(500, "internal_error", "The front door failed; the fault is on our side.")
+        )
+
+
+def _from_http(error: web.HTTPException) -> Problem:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return Problem(
+            405, "method_not_allowed", f"This address takes {allowed}.", {"Allow": allowed}
+        )
+    if error.status == 404:
+        return Problem(404, "not_found", "No such address. See /docs for those there are.")
+    return Problem(error.status, "refused", error.reason)
+
+
+def problem_response(problem: Problem) -> web.Response:
+    response = web.Response(
+        status=problem.status,
+        body=msgspec.json.encode(problem.document()),
+        content_type="application/problem+json",
+        headers=problem.headers,
+    )
+    if problem.headers.get("Connection") == "close":
+        response.force_close()
+    return response
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Answers are nobody else's business: not a cache's, not another site's."""
+    response.headers["Server"] = "mayfly"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers.setdefault(
+        "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
+    )

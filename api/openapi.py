@@ -1,0 +1,248 @@
+"""The interface as OpenAPI 3.1. Schemas come from the contract's own types; a test holds the
+routes, statuses and bodies of the running service against this document."""
+
+from typing import Any
+
+import msgspec
+
+from api.images import MEDIA_TYPES
+from jobs import __version__, contract, formats
+
+Json = dict[str, Any]
+
+_REF = "#/components/schemas/{name}"
+_types = [contract.Request, contract.Annotated, contract.Embedded, contract.ModelInfo]
+(_request, _annotated, _embedded, _model), _schemas = msgspec.json.schema_components(
+    _types, ref_template=_REF
+)
+
+_PROBLEM = {
+    "type": "object",
+    "required": ["type", "title", "status", "code", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "code": {"type": "string", "description": "stable name to match on"},
+        "detail": {"type": "string", "description": "what is wrong and what to do"},
+    },
+}
+_STATE = {
+    "type": "object",
+    "required": ["id", "status"],
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+        "token": {"type": "string", "description": "shown once, to whoever submitted"},
+        "status": {"enum": ["queued", "running", "done", "pending"]},
+        "position": {"type": "integer", "minimum": 0, "description": "jobs ahead in the queue"},
+        "expires_at": {"type": "string", "format": "date-time"},
+        "links": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
+_MODELS = {
+    "type": "object",
+    "required": ["default", "models"],
+    "properties": {"default": {"type": "string"}, "models": {"type": "array", "items": _model}},
+}
+_INFO = {
+    "type": "object",
+    "required": ["version", "limits", "retention", "formats", "api_key_required", "sealing_key"],
+}
+_HEALTH = {"type": "object", "required": ["status"]}
+
+_REASONS = {
+    400: "malformed; the code says what",
+    401: "a key or token is wanted",
+    404: "no such job for this token",
+    408: "the upload took too long",
+    409: "leased to another reader",
+    410: "delivered, erased or expired; nothing is left",
+    413: "too many bytes, pixels or images",
+    415: "not an allowed image or media type",
+    422: "the prompt, image or model does not fit, or the job failed",
+    429: "quota used up",
+    500: "the fault is on our side",
+    503: "queue full, or the store does not answer",
+}
+
+
+def _json(schema: Json, description: str) -> Json:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _problems(*statuses: int) -> Json:
+    content = {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}}
+    return {
+        str(status): {"description": _REASONS[status], "content": content} for status in statuses
+    }
+
+
+def _parameter(place: str, name: str, schema: Json, description: str, **more: Any) -> Json:
+    return {"in": place, "name": name, "schema": schema, "description": description, **more}
+
+
+_STATE_REF = {"$ref": _REF.format(name="JobState")}
+_ID = _parameter("path", "id", {"type": "string"}, "the job's id", required=True)
+_WAIT = _parameter(
+    "query", "wait", {"type": "number", "minimum": 0, "maximum": 30}, "seconds to wait for it"
+)
+_FORMAT = _parameter(
+    "query", "format", {"enum": list(formats.FORMATS), "default": "mayfly"}, "how to write it"
+)
+_READER = _parameter(
+    "header",
+    "Idempotency-Key",
+    {"type": "string", "maxLength": 255},
+    "lease the result to this key; it stays until the same key acknowledges with DELETE",
+)
+_OWNED: Json = {"security": [{"token": []}]}
+_RESULT = {
+    "description": "the result; it is deleted, or leased if Idempotency-Key was sent",
+    "content": {
+        form.media_type.partition(";")[0]: {"schema": {"type": "string"}}
+        for form in formats.FORMATS.values()
+    }
+    | {"application/json": {"schema": {"anyOf": [_annotated, _embedded, {}]}}},
+}
+_IMAGE = {"type": "string", "contentMediaType": "image/*"}
+
+DOCUMENT: Json = {
+    "openapi": "3.1.0",
+    "info": {
+        "title": "Mayfly",
+        "version": __version__,
+        "summary": "Send an image, say what to look for, get the annotations; nothing stays.",
+    },
+    "paths": {
+        "/v1/jobs": {
+            "post": {
+                "summary": "Submit an image",
+                "description": "With `Prefer: wait=30` the answer is the result itself if it is "
+                "ready in time. A token that you bring makes the request safe to repeat.",
+                "security": [{}, {"account": []}, {"token": []}],
+                "parameters": [
+                    _parameter(
+                        "query",
+                        "request",
+                        {"type": "string", "contentMediaType": "application/json"},
+                        "the request as JSON, when the body is the image",
+                    ),
+                    _FORMAT,
+                    _READER,
+                    _parameter("header", "Prefer", {"type": "string"}, "wait=s, RFC 7240"),
+                ],
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        **{media_type: {"schema": _IMAGE} for media_type in MEDIA_TYPES},
+                        "multipart/form-data": {
+                            "schema": {
+                                "type": "object",
+                                "required": [contract.MAIN_IMAGE],
+                                "properties": {"request": _request, contract.MAIN_IMAGE: _IMAGE},
+                                "additionalProperties": _IMAGE,
+                            }
+                        },
+                    },
+                },
+                "responses": {
+                    "200": _RESULT,
+                    "202": _json(_STATE_REF, "accepted; poll the links with the token"),
+                    **_problems(400, 401, 408, 409, 410, 413, 415, 422, 429, 500, 503),
+                },
+            }
+        },
+        "/v1/jobs/{id}": {
+            "get": {
+                "summary": "A job's state",
+                **_OWNED,
+                "parameters": [_ID, _WAIT],
+                "responses": {
+                    "200": _json(_STATE_REF, "where it is"),
+                    **_problems(400, 401, 404, 410, 503),
+                },
+            },
+            "delete": {
+                "summary": "Acknowledge, cancel or erase",
+                **_OWNED,
+                "parameters": [_ID, _READER],
+                "responses": {
+                    "204": {"description": "nothing of it is left"},
+                    **_problems(400, 401, 404, 409, 503),
+                },
+            },
+        },
+        "/v1/jobs/{id}/result": {
+            "get": {
+                "summary": "Fetch the result, once",
+                **_OWNED,
+                "parameters": [_ID, _WAIT, _FORMAT, _READER],
+                "responses": {
+                    "200": _RESULT,
+                    "202": _json(_STATE_REF, "not ready; ask again"),
+                    **_problems(400, 401, 404, 409, 410, 413, 415, 422, 500, 503),
+                },
+            }
+        },
+        "/v1/jobs/{id}/events": {
+            "get": {
+                "summary": "Follow a job by server-sent events",
+                **_OWNED,
+                "parameters": [_ID],
+                "responses": {
+                    "200": {
+                        "description": "`status` events until the job is over",
+                        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                    },
+                    **_problems(401, 404, 410, 503),
+                },
+            }
+        },
+        "/v1/models": {
+            "get": {
+                "summary": "What can be asked for",
+                "responses": {"200": _json(_MODELS, "the served models")},
+            }
+        },
+        "/v1/info": {
+            "get": {
+                "summary": "Version, limits, retention",
+                "responses": {"200": _json(_INFO, "as configured here")},
+            }
+        },
+        "/healthz": {
+            "get": {
+                "summary": "The process is up",
+                "responses": {"200": _json(_HEALTH, "it is")},
+            }
+        },
+        "/readyz": {
+            "get": {
+                "summary": "Jobs can be accepted and answered",
+                "responses": {"200": _json(_HEALTH, "they can"), **_problems(503)},
+            }
+        },
+        "/metrics": {
+            "get": {
+                "summary": "Counters for Prometheus",
+                "responses": {
+                    "200": {
+                        "description": "text format",
+                        "content": {"text/plain": {"schema": {"type": "string"}}},
+                    }
+                },
+            }
+        },
+    },
+    "components": {
+        "schemas": {**_schemas, "Problem": _PROBLEM, "JobState": _STATE},
+        "securitySchemes": {
+            "token": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "a job's capability: 32 bytes as base64url",
+            },
+            "account": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        },
+    },
+}

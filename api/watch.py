@@ -1,0 +1,111 @@
+"""What the front door keeps an eye on: changed jobs, and who serves what."""
+
+import asyncio
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+from jobs.contract import ModelInfo
+from jobs.store import STORE_ERRORS, Fleet, JobState, Store
+
+_FALLBACK_S = 1.0  # a lost signal costs a waiting client this much
+_REMEMBER_S = 60.0  # a model whose workers restart is still known for this long
+
+
+class Changes:
+    """One subscription for all clients that wait for jobs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._closing = False
+
+    async def serve(self) -> None:
+        """Pass on the signals until cancelled; survive the loss of the connection."""
+        while True:
+            with contextlib.suppress(*STORE_ERRORS):
+                async with await self._store.changes() as signals:
+                    async for message in signals.listen():
+                        if message["type"] == "message":
+                            self._wake(message["data"].decode())
+            await asyncio.sleep(0.2)
+
+    async def settled(self, job_id: str, seconds: float) -> JobState:
+        """The job's state once it is neither queued nor running, or after `seconds`."""
+        deadline = time.monotonic() + seconds
+        with self.watching(job_id) as changed:
+            while True:
+                changed.clear()
+                state = await self._store.state(job_id)
+                left = deadline - time.monotonic()
+                if state.status not in ("queued", "running") or left <= 0 or self._closing:
+                    return state
+                await wait(changed, min(left, _FALLBACK_S))
+
+    @contextlib.contextmanager
+    def watching(self, job_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set when the job changes; look at its state after entering."""
+        changed = asyncio.Event()
+        self._waiting[job_id].add(changed)
+        try:
+            yield changed
+        finally:
+            self._waiting[job_id].discard(changed)
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]
+
+    @property
+    def closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        """Let everybody who waits go: the process is about to stop."""
+        self._closing = True
+        for job_id in list(self._waiting):
+            self._wake(job_id)
+
+    def _wake(self, job_id: str) -> None:
+        for changed in self._waiting.get(job_id, ()):
+            changed.set()
+
+
+async def wait(event: asyncio.Event, seconds: float) -> bool:
+    """Whether the event was set within `seconds`."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+class Pulse:
+    """The fleet as it was half a second ago, so that requests need not ask for it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: dict[str, tuple[float, ModelInfo]] = {}
+        self.fleet: Fleet | None = None  # None: Redis does not answer
+
+    async def serve(self) -> None:
+        """Look again twice a second until cancelled."""
+        while True:
+            await self.beat()
+            await asyncio.sleep(0.5)
+
+    async def beat(self) -> None:
+        try:
+            self.fleet = await self._store.fleet()
+        except STORE_ERRORS:
+            self.fleet = None
+            return
+        now = time.monotonic()
+        for worker in self.fleet.workers:
+            for model in worker.models:
+                self._seen[model.name] = (now, model)
+
+    def models(self) -> dict[str, ModelInfo]:
+        """Models that workers serve or served a moment ago, by name."""
+        since = time.monotonic() - _REMEMBER_S
+        return {name: model for name, (seen, model) in sorted(self._seen.items()) if seen > since}

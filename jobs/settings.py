@@ -1,0 +1,144 @@
+"""All settings, read once from ``MAYFLY_*`` and passed on as one frozen object."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+MIB = 1024 * 1024
+
+
+class SettingsError(Exception):
+    """A setting is missing or cannot be understood; the text says which and what it takes."""
+
+
+def _setting(default: Any, doc: str, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"doc": doc, "secret": secret})
+
+
+@dataclass(frozen=True, repr=False)
+class Settings:
+    """What an operator can choose. `docs/operations.md` has the same list with more words."""
+
+    redis_url: str = _setting(
+        "", "Redis or Valkey: redis://, rediss:// or unix:// URL.", secret=True
+    )
+    host: str = _setting("127.0.0.1", "Address that the front door listens on.")
+    port: int = _setting(8080, "Port that the front door listens on; 0 picks a free one.")
+    image_ttl_s: int = _setting(120, "Longest time that an image waits for its annotation.")
+    result_ttl_s: int = _setting(300, "Longest time that a result waits to be fetched.")
+    lease_s: int = _setting(10, "How long a result stays leased to one Idempotency-Key.")
+    lease_grace_s: int = _setting(30, "Longest life of a result after its first leased read.")
+    max_image_bytes: int = _setting(20 * MIB, "Largest image, in bytes.")
+    max_body_bytes: int = _setting(32 * MIB, "Largest request with all its images, in bytes.")
+    max_images: int = _setting(8, "Most images in one request, reference images included.")
+    max_pixels: int = _setting(50_000_000, "Largest image, in pixels.")
+    max_queue_jobs: int = _setting(10_000, "Most jobs waiting for one model.")
+    max_queue_bytes: int = _setting(
+        512 * MIB, "Most memory in use by Redis before new jobs are refused."
+    )
+    quota_per_minute: int = _setting(0, "Jobs a minute for one account or address; 0 is no limit.")
+    upload_timeout_s: float = _setting(
+        15.0, "Longest time that a client may take to send its headers, or its body."
+    )
+    api_key_hashes: tuple[str, ...] = _setting(
+        (), "SHA-256 (hex) of the API keys that may submit, comma-separated; empty: no key needed."
+    )
+    worker_key_file: Path | None = _setting(None, "Worker: file with the private sealing key.")
+    worker_public_key_file: Path | None = _setting(
+        None, "Front door: file with the workers' public sealing key."
+    )
+    default_model: str = _setting("exemplar", "Model for requests that name none.")
+    models: tuple[str, ...] = _setting(("exemplar",), "Worker: models to serve, comma-separated.")
+    weights_dir: Path | None = _setting(
+        None, "Worker: folder with torchvision's weight files; its own cache folder by default."
+    )
+    checkpoints: tuple[str, ...] = _setting(
+        (), "Worker: own weights for torchvision models, NAME=PATH, comma-separated."
+    )
+    device: str = _setting("auto", "Worker: auto, cpu, cuda, cuda:1 or mps.")
+    decode_threads: int = _setting(2, "Worker: threads that decode and prepare images.")
+    max_in_flight: int = _setting(16, "Worker: jobs taken from one queue at a time.")
+    forward_timeout_s: float = _setting(
+        60.0, "Worker: a forward that takes longer means a wedged device; the worker is replaced."
+    )
+    drain_s: float = _setting(10.0, "How long running jobs and requests may finish at shutdown.")
+    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR.")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Read ``MAYFLY_*``; an empty variable counts as not set.
+
+        Raises:
+            SettingsError: for an unknown ``MAYFLY_*`` name or a value of the wrong kind.
+        """
+        types = get_type_hints(cls)
+        known = {variable(f): f for f in fields(cls)}
+        values = {}
+        for name, text in environ.items():
+            if not name.startswith("MAYFLY_"):
+                continue
+            if name not in known:
+                raise SettingsError(f"{name} is not a setting. See docs/operations.md for all.")
+            if text != "":
+                values[known[name].name] = _convert(name, text, types[known[name].name])
+        settings = cls(**values)
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        positive = (
+            "image_ttl_s result_ttl_s lease_s lease_grace_s max_image_bytes max_body_bytes "
+            "max_images max_pixels max_queue_jobs max_queue_bytes upload_timeout_s decode_threads "
+            "max_in_flight forward_timeout_s"
+        )
+        for name in positive.split():
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"MAYFLY_{name.upper()} must be greater than 0.")
+        if self.image_ttl_s > 1800 or self.result_ttl_s > 1800:
+            raise SettingsError(
+                "MAYFLY_IMAGE_TTL_S and MAYFLY_RESULT_TTL_S must be at most 1800: "
+                "images and results are held for minutes, not kept."
+            )
+        if not self.models:
+            raise SettingsError("MAYFLY_MODELS must name at least one model.")
+        for text in self.checkpoints:
+            if "=" not in text:
+                raise SettingsError("MAYFLY_CHECKPOINTS takes NAME=PATH, comma-separated.")
+
+    def checkpoint_paths(self) -> dict[str, Path]:
+        """Own weights by model name."""
+        return {
+            name: Path(path) for name, _, path in (pair.partition("=") for pair in self.checkpoints)
+        }
+
+    def shown(self) -> dict[str, str]:
+        """Every setting as text, secrets as ``***``."""
+        return {
+            variable(f): "***"
+            if f.metadata["secret"] and getattr(self, f.name)
+            else str(getattr(self, f.name))
+            for f in fields(self)
+        }
+
+    def __repr__(self) -> str:
+        return f"Settings({self.shown()})"
+
+
+def variable(setting: "Field[Any]") -> str:
+    """The environment variable of a setting."""
+    return f"MAYFLY_{setting.name.upper()}"
+
+
+def _convert(name: str, text: str, kind: Any) -> Any:
+    if kind is str:
+        return text
+    if kind == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind == Path | None:
+        return Path(text)
+    try:
+        return kind(text)
+    except ValueError:
+        raise SettingsError(f"{name} must be a number, for example 30.") from None

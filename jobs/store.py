@@ -1,0 +1,382 @@
+"""The only module that knows what lies in Redis: keys, lifetimes, and arq's own keys.
+
+Every key but the queue gets its TTL from the command that creates it. Keys of one job:
+
+    image   sealed request and images     image TTL      gone when the result is stored
+    job     the model's name              outlives both  tells "gone" from "never was"
+    result  sealed result                 result TTL     gone when fetched
+    lease   digest of a reader's key      lease          who may read the result again
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable
+from typing import Any, Literal, NamedTuple, cast
+
+import msgspec
+from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+from arq.jobs import serialize_job
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from jobs import lua
+from jobs.contract import ModelInfo
+from jobs.settings import Settings, SettingsError
+
+PREFIX = "mayfly:"
+QUEUE_PREFIX = PREFIX + "queue:"
+WORKERS_KEY = PREFIX + "workers"
+CHANGED_CHANNEL = PREFIX + "changed"  # ids of jobs whose state changed, for waiting clients
+TASK_NAME = "annotate"
+_JOB_MARGIN_S = 60
+_WORKER_TTL_MS = 3_000
+_WITHIN_S = 3.0
+
+STORE_ERRORS = (RedisError, OSError)  # what every method may raise when Redis does not answer
+State = Literal["queued", "running", "done", "gone", "unknown"]
+
+
+def image_key(job_id: str) -> str:
+    return f"{PREFIX}{job_id}:image"
+
+
+def job_key(job_id: str) -> str:
+    return f"{PREFIX}{job_id}:job"
+
+
+def result_key(job_id: str) -> str:
+    return f"{PREFIX}{job_id}:result"
+
+
+def lease_key(job_id: str) -> str:
+    return f"{PREFIX}{job_id}:lease"
+
+
+def crash_key(job_id: str) -> str:
+    return f"{PREFIX}{job_id}:crash"
+
+
+def quota_key(subject: str) -> str:
+    return f"{PREFIX}quota:{_digest(subject)}"
+
+
+def queue_key(model: str) -> str:
+    return QUEUE_PREFIX + model
+
+
+def wake_channel(model: str) -> str:
+    return f"{PREFIX}wake:{model}"
+
+
+class JobState(NamedTuple):
+    """What can be told of a job; `ahead` counts jobs before it, `ttl_ms` what is left of it."""
+
+    status: State
+    ahead: int
+    ttl_ms: int
+
+
+class Submitted(NamedTuple):
+    """`retry_ms` says when a refused submission may be tried again."""
+
+    status: Literal["queued", "exists", "full", "quota"]
+    retry_ms: int
+
+
+class Fetched(NamedTuple):
+    """`sealed` is there when `status` is done; `ttl_ms` is the lease's or the image's."""
+
+    status: Literal["done", "pending", "leased", "gone", "unknown"]
+    ttl_ms: int
+    sealed: bytes = b""
+
+
+class WorkerInfo(msgspec.Struct, frozen=True):
+    """What a worker says of itself each second."""
+
+    id: str
+    key_id: str
+    device: str
+    models: list[ModelInfo]
+    in_flight: int = 0
+
+
+class Fleet(NamedTuple):
+    """Who serves, how many jobs each model's queue holds, how full the memory is."""
+
+    workers: list[WorkerInfo]
+    depth: dict[str, int]
+    used_bytes: int
+    max_bytes: int
+
+
+_worker = msgspec.msgpack.Decoder(WorkerInfo)
+serialize = msgspec.msgpack.encode
+deserialize = msgspec.msgpack.decode
+
+
+def connection_pool(settings: Settings, *, patient: bool = False) -> BlockingConnectionPool:
+    """A bounded pool that never waits for ever.
+
+    Args:
+        settings: where Redis is.
+        patient: keep trying for about 20 s when Redis restarts (workers), instead of failing at
+            once and letting the caller answer 503 (front door).
+    """
+    if not settings.redis_url:
+        raise SettingsError(
+            "MAYFLY_REDIS_URL is not set. Point it at a Redis or Valkey without persistence, "
+            "or run `mayfly serve`, which starts a private one."
+        )
+    retries = 40 if patient else 1
+    try:
+        return BlockingConnectionPool.from_url(
+            settings.redis_url,
+            max_connections=64,
+            timeout=2,
+            socket_timeout=2,
+            socket_connect_timeout=1,
+            health_check_interval=15,
+            decode_responses=False,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), retries),
+            retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError] if patient else [],
+            retry_on_timeout=patient,
+        )
+    except ValueError:
+        raise SettingsError(
+            "MAYFLY_REDIS_URL must begin with redis://, rediss:// or unix://."
+        ) from None
+
+
+class Store:
+    """Jobs in Redis. Methods raise one of `STORE_ERRORS` when Redis does not answer."""
+
+    def __init__(self, redis: Redis, settings: Settings, within_s: float | None = None) -> None:
+        self.redis = redis
+        self._settings = settings
+        self._within_s = within_s
+        self._submit = redis.register_script(lua.SUBMIT)
+        self._state = redis.register_script(lua.STATE)
+        self._finish = redis.register_script(lua.FINISH)
+        self._fetch = redis.register_script(lua.FETCH)
+        self._erase = redis.register_script(lua.ERASE)
+        self._claim = redis.register_script(lua.CLAIM)
+        self._heartbeat = redis.register_script(lua.HEARTBEAT)
+
+    @classmethod
+    def open(cls, settings: Settings, *, patient: bool = False) -> "Store":
+        """Without I/O. A patient store (workers) waits for Redis to come back; another (the front
+        door) gives up after 3 s, whatever the client library still wants to try."""
+        redis = Redis(connection_pool=connection_pool(settings, patient=patient))
+        return cls(redis, settings, None if patient else _WITHIN_S)
+
+    async def close(self) -> None:
+        await self.redis.aclose()
+        await self.redis.connection_pool.disconnect()
+
+    # the front door's side
+
+    async def submit(
+        self, job_id: str, sealed: bytes, model: str, *, bulk: bool, subject: str
+    ) -> Submitted:
+        """Admit and enqueue in one step. The job's id decides: a second one changes nothing.
+
+        Args:
+            job_id: 32 hex digits.
+            sealed: payload, sealed to the workers.
+            model: whose queue it goes to.
+            bulk: after all interactive jobs.
+            subject: account or address that the quota counts, kept as a digest for a minute.
+        """
+        image_ttl = self._settings.image_ttl_s * 1000
+        job_ttl = image_ttl + (self._settings.result_ttl_s + _JOB_MARGIN_S) * 1000
+        task = serialize_job(
+            TASK_NAME, (), {}, None, time.time_ns() // 1_000_000, serializer=serialize
+        )
+        try:
+            status, retry_ms = await self._run(
+                self._submit,
+                [
+                    image_key(job_id),
+                    job_key(job_id),
+                    queue_key(model),
+                    job_key_prefix + job_id,
+                    quota_key(subject),
+                ],
+                [
+                    job_id,
+                    sealed,
+                    image_ttl,
+                    job_ttl,
+                    model,
+                    task,
+                    int(bulk),
+                    self._settings.max_queue_jobs,
+                    self._settings.max_queue_bytes,
+                    self._settings.quota_per_minute,
+                    wake_channel(model),
+                ],
+            )
+        except OutOfMemoryError:
+            return Submitted("full", 0)
+        return Submitted(status.decode(), retry_ms)
+
+    async def state(self, job_id: str) -> JobState:
+        status, ahead, ttl_ms = await self._run(
+            self._state,
+            [
+                image_key(job_id),
+                job_key(job_id),
+                result_key(job_id),
+                in_progress_key_prefix + job_id,
+            ],
+            [job_id, QUEUE_PREFIX],
+        )
+        return JobState(status.decode(), ahead, ttl_ms)
+
+    async def fetch(self, job_id: str, reader: str = "") -> Fetched:
+        """Take the result: for good, or leased to `reader` until it is acknowledged."""
+        status, *rest = await self._run(
+            self._fetch,
+            [image_key(job_id), job_key(job_id), result_key(job_id), lease_key(job_id)],
+            [
+                job_id,
+                _digest(reader) if reader else "",
+                self._settings.lease_s * 1000,
+                self._settings.lease_grace_s * 1000,
+                CHANGED_CHANNEL,
+            ],
+        )
+        return Fetched(status.decode(), *rest)
+
+    async def erase(self, job_id: str, reader: str = "") -> Literal["erased", "nothing", "fenced"]:
+        """Acknowledge (as `reader`), cancel or erase: afterwards nothing of the job is left."""
+        status = await self._run(
+            self._erase,
+            [
+                image_key(job_id),
+                job_key(job_id),
+                result_key(job_id),
+                lease_key(job_id),
+                job_key_prefix + job_id,
+                retry_key_prefix + job_id,
+            ],
+            [job_id, _digest(reader) if reader else "", QUEUE_PREFIX, CHANGED_CHANNEL],
+        )
+        return status.decode()  # type: ignore[no-any-return]
+
+    async def fleet(self) -> Fleet:
+        """Workers that were heard of within 3 s, the depth of their queues, memory in use."""
+        async with asyncio.timeout(self._within_s):
+            return await self._fleet()
+
+    async def _fleet(self) -> Fleet:
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hgetall(WORKERS_KEY)
+            pipe.info("memory")
+            (seconds, micros), entries, memory = await pipe.execute()
+        since = seconds * 1000 + micros // 1000 - _WORKER_TTL_MS
+        workers = [_worker.decode(e[13:]) for e in entries.values() if int(e[:13]) > since]
+        stale = [name for name, e in entries.items() if int(e[:13]) <= since]
+        if stale:
+            await self._forget(stale)
+        names = sorted({model.name for worker in workers for model in worker.models})
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.zcard(queue_key(name))
+            depths = await pipe.execute()
+        max_bytes = self._settings.max_queue_bytes
+        if memory["maxmemory"]:  # the same rule as in the script that admits
+            max_bytes = min(max_bytes, int(memory["maxmemory"] * 0.7))
+        depth = dict(zip(names, depths, strict=True))
+        return Fleet(workers, depth, int(memory["used_memory"]), max_bytes)
+
+    async def changes(self) -> PubSub:
+        """A subscription to the ids of jobs whose state changed."""
+        pubsub = self.redis.pubsub()
+        await pubsub.subscribe(CHANGED_CHANNEL)
+        return pubsub
+
+    # the worker's side
+
+    async def take(self, job_id: str) -> bytes | None:
+        """The sealed payload of a job that starts; None when it was erased or has expired."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.get(image_key(job_id))
+            pipe.publish(CHANGED_CHANNEL, job_id)
+            sealed, _ = await pipe.execute()
+        return sealed  # type: ignore[no-any-return]
+
+    async def finish(self, job_id: str, sealed: bytes) -> bool:
+        """Store the result and delete the image; False when the job is no longer there."""
+        return bool(
+            await self._run(
+                self._finish,
+                [image_key(job_id), result_key(job_id)],
+                [job_id, sealed, self._settings.result_ttl_s * 1000, CHANGED_CHANNEL],
+            )
+        )
+
+    async def count_crash(self, job_id: str) -> int:
+        """How often a worker has begun this job alone, this time included."""
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.set(crash_key(job_id), 0, px=self._settings.image_ttl_s * 1000, nx=True)
+            pipe.incr(crash_key(job_id))
+            _, count = await pipe.execute()
+        return int(count)
+
+    async def drop(self, job_id: str) -> None:
+        """Give up a job that nobody can be told about, because its payload does not open."""
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.delete(image_key(job_id))
+            pipe.publish(CHANGED_CHANNEL, job_id)
+            await pipe.execute()
+
+    async def heartbeat(self, worker: WorkerInfo) -> None:
+        await self._run(
+            self._heartbeat, [WORKERS_KEY], [worker.id, serialize(worker), _WORKER_TTL_MS]
+        )
+
+    async def farewell(self, worker_id: str) -> None:
+        await self._forget([worker_id])
+
+    async def _run(self, script: AsyncScript, keys: list[str], args: list[Any]) -> Any:
+        async with asyncio.timeout(self._within_s):
+            return await script(keys=list(keys), args=args)
+
+    async def _forget(self, worker_ids: list[Any]) -> None:
+        await cast(Awaitable[int], self.redis.hdel(WORKERS_KEY, *worker_ids))
+
+    async def claim(self, model: str, room: int, lease_s: float) -> list[tuple[str, int]]:
+        """Lease up to `room` of the queue's first jobs that nobody holds; ids with their score."""
+        claimed = await self._run(
+            self._claim, [queue_key(model)], [room, int(lease_s * 1000), in_progress_key_prefix]
+        )
+        return [(job_id.decode(), int(float(score))) for job_id, score in claimed]
+
+    async def renew(self, job_ids: list[str], lease_s: float) -> None:
+        """Keep the leases of running jobs, so that a dead worker's jobs are soon free again."""
+        if not job_ids:
+            return
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.pexpire(in_progress_key_prefix + job_id, int(lease_s * 1000))
+            await pipe.execute()
+
+    async def wake_ups(self, model: str) -> PubSub:
+        """A subscription that fires when a job for `model` is queued."""
+        pubsub = self.redis.pubsub()
+        await pubsub.subscribe(wake_channel(model))
+        return pubsub
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

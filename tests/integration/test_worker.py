@@ -1,0 +1,189 @@
+"""A worker on a real queue: what it does when things break."""
+
+import asyncio
+import time
+
+import msgspec
+import pytest
+import redis
+from arq import Worker, func
+from arq.connections import ArqRedis
+
+from jobs.contract import BoxPrompt, Failed, Request, Result
+from jobs.process import background
+from jobs.sealing import Capability, Payload, PrivateKey, open_result
+from jobs.settings import Settings
+from jobs.store import Store, connection_pool, crash_key, deserialize, queue_key, serialize
+from tests.conftest import picture_bytes, running_worker
+from tests.fakes import Echo
+from worker.pipeline import Pipeline
+from worker.queue import QueueWorker
+
+
+async def _submit(store: Store, key: PrivateKey, label: str = "coin") -> Capability:
+    capability = Capability.new()
+    request = Request(model="exemplar", prompts=(BoxPrompt(box=(1, 1, 9, 9), label=label),))
+    now = time.time_ns() // 1_000_000
+    payload = Payload(capability.result_key, request, {"image": picture_bytes()}, now)
+    sealed = key.public.seal(capability.id, payload)
+    await store.submit(capability.id, sealed, "exemplar", bulk=False, subject="test")
+    return capability
+
+
+async def _result(store: Store, capability: Capability, seconds: float = 8) -> Result | None:
+    """What is delivered; None if the job is gone."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        fetched = await store.fetch(capability.id)
+        if fetched.status == "done":
+            plain = open_result(capability.result_key, capability.id, fetched.sealed)
+            result: Result = msgspec.json.decode(plain, type=Result)
+            return result
+        if fetched.status == "gone":
+            return None
+        await asyncio.sleep(0.02)
+    raise AssertionError("no result in time")
+
+
+async def test_polling_alone_finds_the_jobs_too(
+    store: Store, key: PrivateKey, settings: Settings
+) -> None:
+    """The wake-up signal may be lost; the queue is looked at all the same."""
+    async with running_worker(store, key, Echo(), settings) as queue:
+        queue.listen = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+        await store.redis.client_kill_filter(_type="pubsub")
+        assert await _result(store, await _submit(store, key))
+
+
+async def test_stock_arq_can_serve_the_queue(
+    store: Store, key: PrivateKey, settings: Settings, worker: QueueWorker
+) -> None:
+    """What lies in Redis is arq's own form: its unchanged worker runs it."""
+    ran = []
+
+    async def annotate(ctx: dict[str, str]) -> None:
+        ran.append(ctx["job_id"])
+
+    await worker.drain(1)
+    capability = await _submit(store, key)
+    stock = Worker(
+        functions=[func(annotate, name="annotate")],
+        queue_name=queue_key("exemplar"),
+        redis_pool=ArqRedis(connection_pool(settings)),
+        burst=True,
+        handle_signals=False,
+        keep_result=0,
+        job_serializer=serialize,
+        job_deserializer=deserialize,
+    )
+    await stock.async_run()
+    await stock.pool.aclose(close_connection_pool=True)
+    assert ran == [capability.id]
+
+
+async def test_a_job_of_a_dead_worker_runs_again_by_itself(
+    store: Store, key: PrivateKey, settings: Settings
+) -> None:
+    """Its lease ends after 2 s; then another takes it."""
+    capability = await _submit(store, key)
+    assert await store.claim("exemplar", 1, 0.5), "claimed by a worker that then dies"
+    async with running_worker(store, key, Echo(), settings):
+        assert await _result(store, capability)
+
+
+async def test_a_job_that_kills_its_worker_fails_alone_after_two_tries(
+    store: Store, key: PrivateKey, settings: Settings, valkey: "redis.Redis"
+) -> None:
+    """Two workers died with both jobs in hand, the second while it ran the poison by itself."""
+    poison, neighbour = await _submit(store, key), await _submit(store, key)
+    for capability in (poison, neighbour):
+        valkey.set(f"arq:retry:{capability.id}", 2, ex=60)
+    valkey.set(crash_key(poison.id), 1, ex=60)
+    async with running_worker(store, key, Echo(), settings):
+        failed = await _result(store, poison)
+        assert isinstance(failed, Failed)
+        assert failed.code == "worker_crashed"
+        assert not isinstance(await _result(store, neighbour), Failed)
+
+
+async def test_a_payload_for_other_workers_is_given_up(
+    store: Store, key: PrivateKey, worker: QueueWorker, valkey: "redis.Redis"
+) -> None:
+    """Nobody can be told, since the key for the answer is inside; the image does not stay."""
+    capability = await _submit(store, PrivateKey.new())
+    assert await _result(store, capability) is None
+    assert not list(valkey.scan_iter("*:image"))
+
+
+async def test_a_job_erased_while_it_runs_leaves_nothing(
+    store: Store, key: PrivateKey, worker: QueueWorker, valkey: "redis.Redis"
+) -> None:
+    capability = await _submit(store, key, label="slow")
+    while (await store.state(capability.id)).status != "running":
+        await asyncio.sleep(0.01)
+    assert await store.erase(capability.id) == "erased"
+    while worker.tasks:
+        await asyncio.sleep(0.01)
+    assert not list(valkey.scan_iter("*:result"))
+    assert (await store.state(capability.id)).status == "gone"
+
+
+async def test_draining_finishes_what_runs_and_leaves_the_rest(
+    store: Store, key: PrivateKey, worker: QueueWorker
+) -> None:
+    running = await _submit(store, key, label="slow")
+    while (await store.state(running.id)).status != "running":
+        await asyncio.sleep(0.01)
+    await worker.drain(5)
+    assert (await store.state(running.id)).status == "done"
+    waiting = await _submit(store, key)
+    await asyncio.sleep(0.7)
+    assert (await store.state(waiting.id)).status == "queued"
+
+
+async def test_nothing_of_arq_is_left_when_a_job_is_done(
+    store: Store, key: PrivateKey, worker: QueueWorker, valkey: "redis.Redis"
+) -> None:
+    """No arguments, no result, no retry count: arq's keys go with the job."""
+    capability = await _submit(store, key)
+    assert await _result(store, capability)
+    while worker.tasks:
+        await asyncio.sleep(0.01)
+    assert list(valkey.scan_iter("arq:*")) == []
+
+
+async def test_a_wedged_device_is_noticed(
+    store: Store, key: PrivateKey, settings: Settings
+) -> None:
+    import dataclasses
+    from concurrent.futures import ThreadPoolExecutor
+
+    impatient = dataclasses.replace(settings, forward_timeout_s=0.1)
+    with ThreadPoolExecutor(1) as device:
+        pipeline = Pipeline(store, key, {"exemplar": Echo()}, device, impatient)
+        await _submit(store, key, label="slow")
+        async with background(pipeline.serve()):
+            [(job_id, _)] = await store.claim("exemplar", 1, 5)
+            running = asyncio.create_task(pipeline.annotate(job_id, 1))
+            assert not pipeline.wedged()
+            await asyncio.sleep(0.35)
+            assert pipeline.wedged()
+            await running
+            assert not pipeline.wedged()
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff" + b"\0" * 50, b"GIF89a"])
+async def test_a_bad_image_fails_alone_with_its_code(
+    store: Store, key: PrivateKey, worker: QueueWorker, data: bytes
+) -> None:
+    """Should one get past the front door."""
+    capability = Capability.new()
+    request = Request(model="exemplar", prompts=(BoxPrompt(box=(1, 1, 9, 9)),))
+    payload = Payload(capability.result_key, request, {"image": data}, 0)
+    sealed = key.public.seal(capability.id, payload)
+    await store.submit(capability.id, sealed, "exemplar", bulk=False, subject="test")
+    good = await _submit(store, key)
+    failed = await _result(store, capability)
+    assert isinstance(failed, Failed)
+    assert failed.status in (415, 422)
+    assert not isinstance(await _result(store, good), Failed)

@@ -1,0 +1,312 @@
+"""Visual prompting on real photographs: what is found, what is not, and what cannot break it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from skimage import data
+
+from jobs.contract import Annotation, Box, BoxPrompt, Request
+from jobs.problems import Problem
+from worker.models.base import Pixels
+from worker.models.exemplar import Exemplar, calibrate
+from worker.models.matching import Matcher, Template
+from worker.models.regions import FeatureMap, Whitening
+from worker.models.views import render
+
+COINS: list[Box] = [
+    (x0, y0, x1, y1)
+    for x0, y0, x1, y1 in json.loads((Path(__file__).parents[1] / "data/coins.json").read_text())
+]
+
+
+def photo(name: str) -> Pixels:
+    pixels: Pixels = getattr(data, name)()
+    return pixels if pixels.ndim == 3 else np.stack([pixels] * 3, -1)
+
+
+@pytest.fixture(scope="module")
+def model() -> Exemplar:
+    return Exemplar(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def coins() -> Pixels:
+    return photo("coins")
+
+
+def ask(
+    model: Exemplar, images: Pixels | Mapping[str, Pixels], request: Request
+) -> list[Annotation]:
+    item = model.prepare({"image": images} if isinstance(images, np.ndarray) else images, request)
+    (raw,) = model.forward([item])
+    return model.finish(raw, item)
+
+
+def boxes(*prompts: Box, label: str = "object", negative: bool = False) -> tuple[BoxPrompt, ...]:
+    return tuple(BoxPrompt(box=box, label=label, negative=negative) for box in prompts)
+
+
+def iou(a: Box, b: Box) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    sizes = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return width * height / (sizes - width * height)
+
+
+def hits(found: Sequence[Annotation], truth: Sequence[Box]) -> tuple[int, int]:
+    """How many of `truth` were found, at IoU .5, and how many finds are none of them."""
+    open_, false = list(truth), 0
+    for annotation in found:
+        best = max(open_, key=lambda box: iou(box, annotation.box), default=None)
+        if best is not None and iou(best, annotation.box) >= 0.5:
+            open_.remove(best)
+        else:
+            false += 1
+    return len(truth) - len(open_), false
+
+
+def cup(hue: int = 0) -> Image.Image:
+    """A cup of coffee cut out of its photograph, its hue turned by `hue` of 256."""
+    hsv = np.array(Image.fromarray(photo("coffee")[60:330, 150:420]).convert("HSV"))
+    hsv[..., 0] += np.uint8(hue)
+    return _round(Image.fromarray(hsv, "HSV").convert("RGB"))
+
+
+def face() -> Image.Image:
+    return _round(Image.fromarray(photo("astronaut")[10:190, 175:275]))
+
+
+def _round(picture: Image.Image) -> Image.Image:
+    mask = Image.new("L", picture.size, 0)
+    ImageDraw.Draw(mask).ellipse((0, 0, picture.width - 1, picture.height - 1), fill=255)
+    picture.putalpha(mask)
+    return picture
+
+
+def paste(
+    canvas: Image.Image, what: Image.Image, places: Sequence[tuple[int, int, int, int]]
+) -> list[Box]:
+    """Paste at (x, y, width, degrees); the boxes are those of the visible pixels."""
+    done: list[Box] = []
+    for x, y, width, degrees in places:
+        size = (width, round(width * what.height / what.width))
+        piece = what.resize(size).rotate(degrees, Image.Resampling.BICUBIC, expand=True)
+        visible = piece.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
+        assert visible is not None
+        piece = piece.crop(visible)
+        canvas.paste(piece, (x, y), piece)
+        done.append((x, y, x + piece.width, y + piece.height))
+    return done
+
+
+def meadow() -> Image.Image:
+    return Image.fromarray(photo("grass")[:384, :512])
+
+
+RED = ((20, 20, 70, 0), (200, 40, 80, 10), (380, 30, 64, -12), (60, 260, 84, 8))
+GREEN = ((30, 140, 70, 5), (300, 150, 80, -8), (400, 270, 66, 10), (200, 270, 76, 0))
+
+
+def two_kinds() -> tuple[Pixels, list[Box], list[Box]]:
+    canvas = meadow()
+    red, green = paste(canvas, cup(), RED), paste(canvas, cup(110), GREEN)
+    return np.array(canvas), red, green
+
+
+@pytest.mark.parametrize("shown", [2, 9, 17])
+def test_a_box_round_one_coin_finds_the_coins(model: Exemplar, coins: Pixels, shown: int) -> None:
+    found = ask(model, coins, Request(prompts=boxes(COINS[shown], label="coin")))
+    right, false = hits(found, COINS)
+    assert right >= 22
+    assert false <= 1
+    assert {a.label for a in found} == {"coin"}
+    assert found[0].box == COINS[shown]  # what was shown is the surest find
+    assert found[0].score == 1
+    assert [a.score for a in found] == sorted((a.score for a in found), reverse=True)
+    assert all(model.info.min_score <= a.score <= 1 for a in found)
+
+
+def test_min_score_nms_iou_and_max_annotations_hold(model: Exemplar, coins: Pixels) -> None:
+    item = model.prepare({"image": coins}, Request(prompts=boxes(COINS[0])))
+    (raw,) = model.forward([item])
+
+    def finish(**wishes: float) -> list[Annotation]:
+        request = Request(prompts=boxes(COINS[0]), **wishes)  # type: ignore[arg-type]
+        return model.finish(raw, model.prepare({"image": coins}, request))
+
+    default = finish()
+    assert finish(max_annotations=5) == default[:5]
+    strict = finish(min_score=0.8)
+    assert strict == [a for a in default if a.score >= 0.8]
+    assert 0 < len(strict) < len(default)
+    assert len(finish(min_score=0)) > len(default)
+    loose = finish(nms_iou=0.7, min_score=0)
+    pairs = [iou(a.box, b.box) for n, a in enumerate(loose) for b in loose[:n]]
+    assert 0.4 < max(pairs) <= 0.71
+    strict_nms = finish(min_score=0)
+    assert max(iou(a.box, b.box) for n, a in enumerate(strict_nms) for b in strict_nms[:n]) <= 0.41
+
+
+def test_scores_keep_order_and_put_the_cut_at_a_half() -> None:
+    raw = torch.tensor([2.0, 0.6, 0.5, 0.4, 0.226, 0.224, -0.2])
+    scores = calibrate(raw)
+    assert scores[0] == 1
+    assert (scores[1:].diff() < 0).all()
+    assert scores[4] > 0.5 > scores[5]  # .45 of the mean of the best three
+    assert (calibrate(torch.tensor([2.0, 0.2, 0.15, 0.1])) < 0.5).sum() == 3  # nothing of its kind
+    assert calibrate(torch.empty(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("zoom", [0.7, 1.0, 1.5])
+def test_an_example_on_another_image(model: Exemplar, zoom: float) -> None:
+    canvas = meadow()
+    truth = paste(canvas, cup(), RED)
+    paste(canvas, face(), ((300, 150, 60, 0),))
+    other = Image.fromarray(photo("brick")[:300, :400])
+    (box,) = paste(other, cup(), ((150, 100, 76, -5),))
+    size = (round(other.width * zoom), round(other.height * zoom))
+    x0, y0, x1, y1 = (side * zoom for side in box)
+    prompt = BoxPrompt(box=(x0, y0, x1, y1), image="shelf")
+    images = {"image": np.array(canvas), "shelf": np.array(other.resize(size))}
+    assert hits(ask(model, images, Request(prompts=(prompt,))), truth) == (len(truth), 0)
+
+
+def test_several_labels_share_the_objects_out(model: Exemplar) -> None:
+    image, red, green = two_kinds()
+    prompts = boxes(red[0], label="red") + boxes(green[0], label="green")
+    found = ask(model, image, Request(prompts=prompts))
+    assert hits([a for a in found if a.label == "red"], red) == (len(red), 0)
+    assert hits([a for a in found if a.label == "green"], green) == (len(green), 0)
+
+
+def test_a_negative_example_keeps_look_alikes_out(model: Exemplar) -> None:
+    image, red, green = two_kinds()
+    without = hits(ask(model, image, Request(prompts=boxes(red[0]))), red)
+    prompts = boxes(red[0]) + boxes(green[0], label="other", negative=True)
+    found = ask(model, image, Request(prompts=prompts))
+    assert without[1] > 0
+    assert hits(found, red) == (len(red), 0)
+    assert {a.label for a in found} == {"object"}
+
+
+def test_an_only_object_is_found_alone(model: Exemplar) -> None:
+    """No other has its like; pieces of the background and other objects are no finds."""
+    canvas = Image.fromarray(photo("rocket")[:384, :512])
+    (only,) = paste(canvas, face(), ((380, 40, 56, 8),))
+    paste(canvas, cup(), ((60, 60, 70, 0), (220, 200, 76, 0)))
+    found = ask(model, np.array(canvas), Request(prompts=boxes(only)))
+    assert [a.box for a in found] == [only]
+
+
+def test_a_box_on_a_part_is_held_against_it(model: Exemplar) -> None:
+    """Around a part there is more of the object; around the whole there is not."""
+    canvas = meadow()
+    (whole,) = paste(canvas, cup(), ((200, 120, 128, 0),))
+    view = render(np.array(canvas), (0, 0, 512, 384), 1.0)
+    with torch.inference_mode():
+        stages = model.backbone(view.pixels)
+        level = FeatureMap(Whitening.fit([stages]).apply(stages))
+        bounds = torch.tensor([0.0, 0, 512, 384])
+        matcher = Matcher(Template.of(level, torch.tensor(whole), bounds), level)
+        x0, y0, x1, y1 = whole
+        part = ((3 * x0 + x1) / 4, (3 * y0 + y1) / 4, (x0 + 3 * x1) / 4, (y0 + 3 * y1) / 4)
+        two = torch.tensor([whole, part])
+        held = matcher.similarity(two) - matcher.score(two)
+    assert held[1] > held[0] + 0.2
+
+
+def test_several_examples_of_one_label_find_what_any_of_them_does(model: Exemplar) -> None:
+    canvas = meadow()
+    truth = paste(canvas, cup(), RED) + paste(canvas, face(), GREEN[:3])
+    image = np.array(canvas)
+    right, false = hits(ask(model, image, Request(prompts=boxes(truth[0], truth[4]))), truth)
+    assert right == len(truth)
+    assert false <= 1
+    assert hits(ask(model, image, Request(prompts=boxes(truth[0]))), truth)[0] < len(truth)
+
+
+def test_a_result_does_not_depend_on_its_batch(model: Exemplar, coins: Pixels) -> None:
+    requests = [Request(prompts=boxes(COINS[n])) for n in (0, 5)]
+    items = [model.prepare({"image": coins}, request) for request in requests]
+    together = model.forward(items)
+    for item, raw, request in zip(items, together, requests, strict=True):
+        assert model.finish(raw, item) == ask(model, coins, request)
+
+
+def test_the_decoders_pixels_may_be_read_only(model: Exemplar, coins: Pixels) -> None:
+    frozen = coins.copy()
+    frozen.flags.writeable = False
+    request = Request(prompts=boxes(COINS[0]))
+    assert ask(model, frozen, request) == ask(model, coins, request)
+
+
+@pytest.mark.parametrize(
+    ("size", "prompts"),
+    [
+        ((1, 1), boxes((0, 0, 1, 1))),
+        ((3, 700), boxes((0, 0, 3, 20))),
+        ((700, 2), boxes((100, 0, 130, 2))),
+        ((192, 151), boxes((0, 0, 192, 151))),
+        ((192, 151), boxes((-1, -1, 193, 152))),
+        ((192, 151), boxes((191.5, 150.5, 193, 152))),
+        ((192, 151), boxes((192.2, 10, 193, 20))),
+        ((192, 151), boxes((100, 100, 102, 102))),
+        ((192, 151), boxes((100, 100, 100.01, 100.01))),
+        ((192, 151), boxes((0, 100, 192, 102))),
+        ((192, 151), boxes((50, 0, 51, 151))),
+        ((192, 151), boxes(*[(10, 15, 35, 38)] * 3) + boxes((10, 15, 35, 38), label="again")),
+        ((192, 151), boxes((10, 15, 35, 38)) + boxes((10, 15, 35, 38), negative=True)),
+        ((192, 151), boxes((100, 100, 102, 102), (0, 0, 192, 151))),
+    ],
+)
+@pytest.mark.parametrize("uniform", [False, True])
+def test_odd_sizes_and_prompts(
+    model: Exemplar,
+    coins: Pixels,
+    size: tuple[int, int],
+    prompts: tuple[BoxPrompt, ...],
+    uniform: bool,
+) -> None:
+    image = np.array(Image.fromarray(coins).resize(size))
+    if uniform:
+        image[:] = 200
+    found = ask(model, image, Request(prompts=prompts, min_score=0))
+    assert found
+    for annotation in found:
+        x0, y0, x1, y1 = annotation.box
+        assert 0 <= x0 < x1 <= size[0]
+        assert 0 <= y0 < y1 <= size[1]
+        assert 0 <= annotation.score <= 1
+    assert len({a.box for a in found}) == len(found)
+
+
+def test_a_hundred_examples(model: Exemplar, coins: Pixels) -> None:
+    small = np.array(Image.fromarray(coins).crop((0, 0, 192, 150)))
+    prompts = boxes(*[(n, n, n + 50.0, n + 40.0) for n in range(100)])
+    assert ask(model, small, Request(prompts=prompts))
+
+
+def test_the_working_size_has_a_bound(model: Exemplar) -> None:
+    huge = np.zeros((5000, 10000, 3), np.uint8)
+    prompts = boxes((10, 10, 20, 20), (0, 0, 10000, 5000), (5000, 10, 5900, 900))
+    item = model.prepare({"image": huge}, Request(prompts=prompts))
+    views = [*item.pyramid.values(), *(example.view for example in item.examples)]
+    assert max(view.pixels[0, 0].numel() for view in views) < 1.3e6 * 1.6**2 * 1.02
+    assert sum(view.pixels[0, 0].numel() for view in views) < 7e6
+
+
+def test_prompts_that_cannot_be_served_are_problems(model: Exemplar, coins: Pixels) -> None:
+    elsewhere = BoxPrompt(box=(0, 0, 9, 9), image="nowhere")
+    with pytest.raises(Problem) as caught:
+        model.prepare({"image": coins}, Request(prompts=(elsewhere,)))
+    assert (caught.value.status, caught.value.code) == (422, "image_missing")
+    with pytest.raises(Problem) as caught:
+        model.prepare({"image": coins}, Request(prompts=boxes(COINS[0], negative=True)))
+    assert (caught.value.status, caught.value.code) == (422, "prompt_missing")

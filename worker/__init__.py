@@ -1,0 +1,1 @@
+"""The model side: takes sealed jobs from the queue and annotates them in batches."""

@@ -1,0 +1,178 @@
+"""Turn the bytes of a hostile file into pixels, and nothing else of it.
+
+Only JPEG, PNG and WebP are decoded, recognised by content. Orientation is the only metadata that is
+looked at; the rest ends with the call, ICC profiles included: pixels are taken as sRGB, which is
+what the models were trained on. Everything happens in memory.
+"""
+
+import logging
+import re
+import struct
+import warnings
+from io import BytesIO
+
+import numpy as np
+
+# Registered here, because Pillow's first `open` would otherwise look for plugins on some thread.
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
+
+from jobs.problems import Problem, unprocessable
+from worker.models.base import Pixels
+
+MAX_SCANS = 64  # encoders write about ten; each one costs a walk over the whole image
+
+_SIGNATURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WEBP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+}
+_JPEG_MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd9-\xfe])")
+
+# Set once, for every thread. `decode` has a limit of its own, which Pillow's would only forestall
+# with a warning; and Pillow's warnings and debug lines quote metadata, so neither may reach a log.
+Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.WARNING)
+
+
+def decode(data: bytes, max_pixels: int) -> Pixels:
+    """Decode one image. Safe to call from several threads.
+
+    Of an animation, the first frame counts. Transparency is laid over white. 16-bit grey is scaled
+    to 8 bits. Memory peaks at 10 (JPEG) to 23 (WebP) bytes a pixel.
+
+    Args:
+        data: the whole file.
+        max_pixels: most pixels (width times height) that are decoded.
+
+    Returns:
+        uint8 array (height, width, 3), RGB, as displayed (EXIF orientation applied), contiguous,
+        writable and owned by the caller.
+
+    Raises:
+        Problem: 415 ``not_an_image`` for anything but JPEG, PNG and WebP, 413 ``too_many_pixels``
+            above `max_pixels`, 422 ``image_undecodable`` for a damaged or truncated file. The
+            details are fixed sentences, with the dimensions at most.
+    """
+    kind = next((name for name, start in _SIGNATURES.items() if start.match(data)), None)
+    if kind is None:
+        raise Problem(
+            415,
+            "not_an_image",
+            "The content is not an image that is taken: send JPEG, PNG or WebP.",
+        )
+    try:
+        if kind == "JPEG" and _jpeg_scans(data) > MAX_SCANS:
+            raise _undecodable()
+        with Image.open(BytesIO(data), formats=[kind]) as image:
+            _check_size(image.size, max_pixels)
+            image.load()
+            # After the pixels, because PNG may carry its EXIF behind them.
+            orientation = _orientation(image.info.get("exif"))
+            if kind == "PNG":
+                _scale_key_colour(image, depth=data[24])
+            return _upright(_rgb(image), orientation)
+    except Problem:
+        raise
+    except Exception:  # of every kind: SyntaxError, OSError, struct.error, ... (hostile input)
+        raise _undecodable() from None
+
+
+def _undecodable() -> Problem:
+    return unprocessable(
+        "image_undecodable", "The image is damaged or incomplete. Check the file and send it again."
+    )
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise Problem(
+            413,
+            "too_many_pixels",
+            f"The image has {width} x {height} pixels; at most {max_pixels} are taken. "
+            "Scale it down and send it again.",
+        )
+
+
+def _jpeg_scans(data: bytes) -> int:
+    """Count the scans of a JPEG's first image, up to one more than is allowed.
+
+    Segments are skipped as libjpeg skips them, so that a thumbnail's scans do not count and a
+    comment cannot hide the end. Unknown markers count as data: libjpeg does not skip behind them.
+    """
+    scans = position = 0
+    while scans <= MAX_SCANS and (marker := _JPEG_MARKER.search(data, position)):
+        code = marker[1][0]
+        if code == 0xD9:
+            break
+        scans += code == 0xDA
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
+
+
+def _orientation(exif: bytes | None) -> int:
+    """Read tag 0x0112 of the first directory, 1 (upright) if there is none that makes sense.
+
+    Pillow's own reader parses all tags and falls back to XMP, which browsers do not look at.
+    """
+    tiff = (exif or b"").removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for number in range(count):
+            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, start + 2 + 12 * number)
+            if tag == 0x0112:
+                return value if kind == 3 and 1 <= value <= 8 else 1  # kind 3 is SHORT
+    except struct.error:
+        pass
+    return 1
+
+
+def _scale_key_colour(image: Image.Image, depth: int) -> None:
+    """Bring a grey PNG's transparent value to 8 bits, where Pillow leaves it at 2 or 4.
+
+    The transparent colour of 16-bit RGB is dropped: its pixels arrive as 8 bits, which cannot
+    tell it from its neighbours.
+    """
+    key = image.info.get("transparency")
+    if image.mode == "L" and isinstance(key, int) and depth < 8:
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and depth == 16:
+        image.info.pop("transparency", None)
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    """Any of Pillow's modes as (height, width, 3) uint8."""
+    if image.mode.startswith("I"):
+        return _rgb_from_16_bits(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.new("RGB", rgba.size, "white")
+        image.paste(rgba, mask=rgba.getchannel("A"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _rgb_from_16_bits(image: Image.Image) -> Pixels:
+    wide = np.asarray(image).clip(0, 65535).astype(np.uint32)
+    grey = ((wide + 128) // 257).astype(np.uint8)
+    key = image.info.get("transparency")
+    if key is not None:
+        grey[wide == key] = 255
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo the eight orientations of EXIF."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

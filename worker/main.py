@@ -1,0 +1,83 @@
+"""The worker process: loads the models, says what it serves, works until it is told to stop."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from jobs.process import background, harden, stop_signal
+from jobs.sealing import PrivateKey
+from jobs.settings import Settings, SettingsError
+from jobs.store import STORE_ERRORS, Store, WorkerInfo
+from worker import models
+from worker.models.base import Model
+from worker.pipeline import Pipeline
+from worker.queue import QueueWorker
+
+log = logging.getLogger(__name__)
+EX_WEDGED = 70  # sysexits.h: internal software error; the supervisor starts another
+
+
+async def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    if settings.worker_key_file is None:
+        raise SettingsError(
+            "MAYFLY_WORKER_KEY_FILE is not set. Make a key pair with `mayfly keys worker`."
+        )
+    key = PrivateKey.load(settings.worker_key_file)
+    harden()
+    store = Store.open(settings, patient=True)
+    served, device_name = load_models(settings)
+    with ThreadPoolExecutor(1, "device") as device:
+        pipeline = Pipeline(store, key, served, device, settings)
+        queues = [QueueWorker(name, store, pipeline, settings) for name in served]
+        worker_id = secrets.token_hex(8)
+
+        async def heartbeat() -> None:
+            while True:
+                in_flight = sum(len(queue.job_tasks) for queue in queues)
+                info = WorkerInfo(
+                    worker_id, key.public.id, device_name, pipeline.infos(), in_flight
+                )
+                with contextlib.suppress(*STORE_ERRORS):
+                    await store.heartbeat(info)
+                if pipeline.wedged():
+                    log.critical("device thread is wedged, giving up")
+                    os._exit(EX_WEDGED)  # a stuck thread cannot be stopped; its jobs run elsewhere
+                await asyncio.sleep(1)
+
+        stopping = stop_signal()
+        loops = [loop for queue in queues for loop in (queue.main(), queue.listen(), queue.renew())]
+        async with background(heartbeat(), pipeline.serve(), *loops) as tasks:
+            log.info("worker ready", extra={"fields": {"models": sorted(served)}})
+            stopped = asyncio.create_task(stopping.wait())
+            await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            with contextlib.suppress(*STORE_ERRORS):
+                await store.farewell(worker_id)
+            await asyncio.gather(*(queue.drain(settings.drain_s) for queue in queues))
+    for queue in queues:
+        await queue.pool.aclose(close_connection_pool=True)
+    await store.close()
+    log.info("worker stopped")
+    return 0
+
+
+def load_models(settings: Settings) -> tuple[dict[str, Model[Any, Any]], str]:
+    """The models that the settings name, on the device that they name.
+
+    Raises:
+        SettingsError: a model is unknown or its weights are missing; the text says what to do.
+    """
+    try:
+        device = models.pick_device(settings.device)
+        served = {
+            name: models.load(name, device, settings.weights_dir, settings.checkpoint_paths())
+            for name in settings.models
+        }
+    except models.ModelUnavailable as error:
+        raise SettingsError(str(error)) from None
+    return served, str(device)

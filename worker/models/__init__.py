@@ -1,0 +1,118 @@
+"""The registry: which models there are, and how to load one by name.
+
+Asking for names costs nothing; torch is imported when a model is described, fetched or loaded.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.contract import ModelInfo
+from worker.models.base import Model
+
+if TYPE_CHECKING:
+    import torch
+
+EXEMPLAR = "exemplar"
+TORCHVISION = (
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+    "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
+)
+
+
+class ModelUnavailable(Exception):
+    """A model or device that was asked for cannot be had here; the text says what to do."""
+
+
+def names() -> list[str]:
+    """All models by name, the default one first."""
+    return [EXEMPLAR, *TORCHVISION]
+
+
+def describe(weights_dir: Path | None, checkpoints: Mapping[str, Path]) -> list[ModelInfo]:
+    """All models as `names` has them, with `ready` and `problem` for what is on this machine.
+
+    Args:
+        weights_dir: folder of torchvision's weight files; torch's own one if None.
+        checkpoints: own weights by model name, which go before torchvision's.
+    """
+    from worker.models import zoo
+    from worker.models.exemplar import Exemplar
+
+    infos = [Exemplar.info]
+    infos += [zoo.describe(name, weights_dir, checkpoints.get(name)) for name in TORCHVISION]
+    return infos
+
+
+def load(
+    name: str,
+    device: "torch.device",
+    weights_dir: Path | None,
+    checkpoints: Mapping[str, Path],
+) -> Model[Any, Any]:
+    """Build a model, ready to serve on `device`. Takes seconds.
+
+    Raises:
+        ModelUnavailable: no model has this name, or its weights are missing or do not fit.
+    """
+    if name == EXEMPLAR:
+        from worker.models.exemplar import Exemplar
+
+        return Exemplar(device)
+    _check_zoo(name)
+    from worker.models import zoo
+
+    return zoo.load(name, device, weights_dir, checkpoints.get(name))
+
+
+def fetch(name: str, weights_dir: Path | None) -> Path | None:
+    """Download what `name` needs. None if it needs nothing.
+
+    Raises:
+        ModelUnavailable: no model has this name, or the download failed.
+    """
+    if name == EXEMPLAR:
+        return None
+    _check_zoo(name)
+    from worker.models import weights
+
+    return weights.fetch(name, weights_dir)
+
+
+def pick_device(name: str) -> "torch.device":
+    """The device to run on: "auto" takes CUDA, else MPS, else the CPU.
+
+    Args:
+        name: "auto", or what torch calls a device, such as "cpu" or "cuda:1".
+
+    Raises:
+        ModelUnavailable: there is no such device on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        has_mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception:  # torch raises RuntimeError, AssertionError and others, by kind of device
+        raise ModelUnavailable(
+            f'There is no device "{name}" on this machine. Use "auto", "cpu", "cuda" or "mps".'
+        ) from None
+    return device
+
+
+def _check_zoo(name: str) -> None:
+    if name not in TORCHVISION:
+        raise ModelUnavailable(f"There is no model {name}. There are: {', '.join(names())}.")

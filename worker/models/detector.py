@@ -1,0 +1,222 @@
+"""One torchvision detector behind the worker's three stages."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
+from torchvision.ops import batched_nms
+
+from jobs.contract import MAIN_IMAGE, Annotation, Mask, ModelInfo, Request
+from jobs.problems import unprocessable
+from worker.models import rle
+from worker.models.base import Pixels
+
+Detections = dict[str, Tensor]
+
+MASK_THRESHOLD = 0.5  # of a pixel's probability, as in torchvision's own evaluation
+KEYPOINT_THRESHOLD = 0.0  # of a keypoint's heatmap logit; torchvision draws the same line
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One image as the network takes it."""
+
+    tensor: Tensor  # float32 (3, height, width) on the CPU: normalised, resized, padded
+    size: tuple[int, int]  # height and width without the padding
+    image_size: tuple[int, int]  # height and width of the image as displayed
+    request: Request
+
+
+class TorchvisionDetector:
+    """A `Model` for every network of ``torchvision.models.detection``.
+
+    The network's own limits come first and a request can only narrow them. As torchvision sets
+    them: scores above 0.05 (R-CNN, RetinaNet), 0.2 (FCOS), 0.01 (SSD) and 0.001 (SSDlite), at most
+    100 finds (R-CNN, FCOS), 200 (SSD) or 300, all after suppression at ``info.nms_iou``.
+
+    Args:
+        network: in evaluation mode, on `device`. It belongs to this object from now on.
+        info: what users see.
+        classes: labels by class number; None for classes that are never reported.
+        device: where the network lies.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        info: ModelInfo,
+        classes: list[str | None],
+        device: torch.device,
+    ) -> None:
+        self.info = info
+        self.max_batch = 4 if device.type == "cpu" else 16
+        self._network: Any = network
+        self._classes = classes
+        self._reported = torch.tensor([label is not None for label in classes])
+        self._device = device
+        self._transform: Any = network.transform
+        self._network.transform = _PassThrough()
+        self._batch: list[Prepared] = []
+        self._roi_heads: Any = getattr(network, "roi_heads", None)
+        if self._roi_heads is not None:
+            self._pools = self._roi_heads.mask_roi_pool, self._roi_heads.keypoint_roi_pool
+            self._all_detections = self._roi_heads.postprocess_detections
+            self._roi_heads.postprocess_detections = self._wanted_detections
+
+    @torch.inference_mode()
+    def prepare(self, images: Mapping[str, Pixels], request: Request) -> Prepared:
+        """Normalise, resize and pad the main image with the model's own transform.
+
+        Raises:
+            Problem: 422 ``image_too_narrow`` when resizing would leave less than a pixel.
+        """
+        pixels = images[MAIN_IMAGE]
+        height, width = pixels.shape[:2]
+        self._check_shape(height, width)
+        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
+        batch, _ = self._transform([image])
+        return Prepared(batch.tensors[0], batch.image_sizes[0], (height, width), request)
+
+    def _check_shape(self, height: int, width: int) -> None:
+        if self._transform.fixed_size is not None:
+            return
+        short, long = sorted((height, width))
+        limit = self._transform.max_size
+        if short * min(self._transform.min_size[-1] / short, limit / long) < 1:
+            raise unprocessable(
+                "image_too_narrow",
+                f"Model {self.info.name} takes images of up to {limit} : 1, this one has "
+                f"{width} x {height} pixels. Crop it.",
+            )
+
+    def bucket(self, item: Prepared) -> Hashable:
+        """Padded height and width, and which of the costly outputs are wanted."""
+        return item.tensor.shape[1:], "mask" in item.request.outputs, _keypoints_wanted(item)
+
+    @torch.inference_mode()
+    def forward(self, items: list[Prepared]) -> list[Detections]:
+        """Run the network.
+
+        Returns:
+            For each item tensors on the CPU, in pixels of the resized image: boxes (n, 4), scores
+            (n), labels (n), and if wanted masks (n, 1, 28, 28) or keypoints (n, k, 3) with
+            keypoints_scores (n, k).
+        """
+        batch = torch.stack([item.tensor for item in items])
+        if self._device.type == "cuda":
+            batch = batch.pin_memory()
+        batch = batch.to(self._device, non_blocking=True)
+        self._batch = items
+        if self._roi_heads is not None:
+            self._leave_out_unwanted_heads(items[0])
+        results = self._network(_Batch(batch, [item.size for item in items]))
+        return [{key: value.cpu() for key, value in result.items()} for result in results]
+
+    def _leave_out_unwanted_heads(self, item: Prepared) -> None:
+        masks, keypoints = self._pools
+        self._roi_heads.mask_roi_pool = masks if "mask" in item.request.outputs else None
+        self._roi_heads.keypoint_roi_pool = keypoints if _keypoints_wanted(item) else None
+
+    def _wanted_detections(self, *arguments: Any) -> tuple[list[Tensor], ...]:
+        """Stands in for ``RoIHeads.postprocess_detections``, before the mask and keypoint heads.
+
+        They work box by box, so boxes that `finish` would drop need not go through them.
+        """
+        boxes, scores, labels = self._all_detections(*arguments)
+        for i, item in enumerate(self._batch):
+            keep = self._wanted(boxes[i], scores[i], labels[i], item.request)
+            boxes[i], scores[i], labels[i] = boxes[i][keep], scores[i][keep], labels[i][keep]
+        return boxes, scores, labels
+
+    def _wanted(self, boxes: Tensor, scores: Tensor, labels: Tensor, request: Request) -> Tensor:
+        """Indices of what the request leaves, best score first. Applied twice, it leaves the same.
+
+        Boxes without an area and classes without a label are dropped. Overlap does not depend on
+        the scale of either axis, so it does not matter that the boxes lie in the resized image.
+        """
+        min_score = self.info.min_score if request.min_score is None else request.min_score
+        keep = (scores >= min_score) & self._reported.to(labels.device)[labels]
+        keep &= (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        order = torch.argsort(scores, descending=True, stable=True)
+        order = order[keep[order]]
+        if request.nms_iou is not None and request.nms_iou < self.info.nms_iou:
+            order = order[batched_nms(boxes[order], scores[order], labels[order], request.nms_iou)]
+        return order[: request.max_annotations]
+
+    @torch.inference_mode()
+    def finish(self, raw: Detections, item: Prepared) -> list[Annotation]:
+        """Choose what was asked for and bring it to pixels of the image.
+
+        A mask holds the pixels of a probability above 0.5. A keypoint is visible (2) when its
+        heatmap score is above 0, else it is COCO's "not labelled": 0, 0, 0.
+        """
+        keep = self._wanted(raw["boxes"], raw["scores"], raw["labels"], item.request)
+        found = {key: values[keep] for key, values in raw.items()}
+        masks = found.pop("masks", None)  # pasted one by one: all at once would fill the memory
+        self._transform.postprocess([found], [item.size], [item.image_size])
+        height, width = item.image_size
+        boxes = found["boxes"].clamp(min=torch.zeros(4), max=torch.tensor([width, height] * 2))
+        annotations = []
+        for index, (box, score, label) in enumerate(
+            zip(boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
+        ):
+            mask = keypoints = None
+            if masks is not None:
+                mask = _paste(masks[index], found["boxes"][index], item.image_size)
+            if "keypoints" in found:
+                keypoints = _visible(found["keypoints"][index], found["keypoints_scores"][index])
+            annotations.append(
+                Annotation(self._classes[label] or "", score, tuple(box), mask, keypoints)
+            )
+        return annotations
+
+
+class _Batch(list[Tensor]):
+    """A batch in the two forms that torchvision's models look at."""
+
+    def __init__(self, tensors: Tensor, sizes: list[tuple[int, int]]) -> None:
+        super().__init__(tensors)
+        self.prepared = ImageList(tensors, sizes)
+
+
+class _PassThrough(nn.Module):
+    """In place of the network's transform, which `prepare` and `finish` run on other threads."""
+
+    def forward(self, images: _Batch, targets: None = None) -> tuple[ImageList, None]:
+        return images.prepared, targets
+
+    def postprocess(
+        self, result: list[Detections], image_shapes: object, original_image_sizes: object
+    ) -> list[Detections]:
+        return result
+
+
+def _keypoints_wanted(item: Prepared) -> bool:
+    return "keypoints" in item.request.outputs
+
+
+def _paste(probability: Tensor, box: Tensor, size: tuple[int, int]) -> Mask:
+    """Encode one mask (1, m, m) laid over its box, as torchvision pastes it into the image.
+
+    Only the box is filled: the image may have millions of pixels, a hundred times over.
+    """
+    padded, scale = expand_masks(probability[None], padding=1)
+    x0, y0, x1, y1 = expand_boxes(box[None], scale).to(torch.int64)[0].tolist()
+    shape = max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1)
+    filled = interpolate(padded, size=shape, mode="bilinear", align_corners=False)[0, 0]
+    top, left = max(y0, 0), max(x0, 0)
+    window = filled[top - y0 : max(size[0] - y0, 0), left - x0 : max(size[1] - x0, 0)]
+    mask = (window > MASK_THRESHOLD).numpy()
+    return Mask(size, rle.encode(mask, top=top, left=left, size=size))
+
+
+def _visible(keypoints: Tensor, scores: Tensor) -> list[tuple[float, float, int]]:
+    return [
+        (x, y, 2) if score > KEYPOINT_THRESHOLD else (0.0, 0.0, 0)
+        for (x, y, _), score in zip(keypoints.tolist(), scores.tolist(), strict=True)
+    ]

@@ -1,0 +1,235 @@
+"""Whitened feature maps, and where the cells of a box lie on them.
+
+All stages are brought to the cells of stage 2, ``STRIDE`` pixels apart.
+Boxes are (N, 4) float tensors ``x0, y0, x1, y1`` in pixels of the view the map was made from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the customary name
+from torchvision.ops import nms
+
+STRIDE = 8
+GRID = 7  # cells a box is cut into, along each side
+# SAME padding at stride 2 puts the centres of stage 2's cells 3.5 px right of and below i*8 + 4.
+_CENTRE = 4 + 3.5
+_WEIGHTS = (0.5, 1.0, 1.0)  # of stages 1, 2 and 4
+_SHRINKAGE = 0.5
+_CONTAINED = 0.75
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Mean and inverse square root of the covariance of each stage's channels."""
+
+    means: list[Tensor]
+    roots: list[Tensor]
+
+    @classmethod
+    def fit(cls, views: Sequence[Sequence[Tensor]]) -> "Whitening":
+        """Statistics over `views`, which count the same whatever their sizes.
+
+        What is frequent in a picture, its background, ends up near zero and so weighs little in a
+        cosine. The covariance is shrunk towards a multiple of the identity (Ledoit and Wolf, 2004,
+        with a fixed share).
+
+        Args:
+            views: of each view, one (1, C, H, W) map per stage.
+        """
+        means, roots = [], []
+        for maps in zip(*views, strict=True):
+            cells = [one.flatten(2)[0].T for one in maps]
+            mean = torch.stack([x.mean(0) for x in cells]).mean(0)
+            cov = torch.stack([(x - mean).T @ (x - mean) / len(x) for x in cells]).mean(0)
+            ridge = _SHRINKAGE * cov.diagonal().mean() + 1e-6
+            cov = cov + ridge * torch.eye(len(cov), device=cov.device)
+            # Any square root gives the same scalar products. Small, and not on every device: CPU.
+            lower = torch.linalg.cholesky(cov.cpu().double())
+            root = torch.linalg.solve_triangular(
+                lower, torch.eye(len(cov), dtype=lower.dtype), upper=False
+            )
+            means.append(mean)
+            roots.append(root.float().to(cov.device))
+        return cls(means, roots)
+
+    def apply(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Whiten each stage's (1, C, H, W) map; shapes stay."""
+        return [
+            F.conv2d(x - mean[:, None, None], root[:, :, None, None])
+            for x, mean, root in zip(maps, self.means, self.roots, strict=True)
+        ]
+
+
+class FeatureMap:
+    """Unit features of one view at stride 8, with what interpolating between them needs.
+
+    Attributes:
+        cells: (H * W, C) features of norm 1, or 0 where a view has no contrast at all.
+        height, width: in cells.
+    """
+
+    def __init__(self, white: Sequence[Tensor]) -> None:
+        """Join the whitened (1, C, H, W) maps of stages 1, 2 and 4 on the cells of stage 2."""
+        one, two, four = white
+        self.height, self.width = two.shape[2:]
+        stages = (_halve(one), two, _double(four))
+        joint = torch.cat(
+            [w * F.normalize(x, dim=1) for w, x in zip(_WEIGHTS, stages, strict=True)], dim=1
+        )
+        unit = F.normalize(joint, dim=1)[0]
+        self.cells = unit.flatten(1).T.contiguous()
+        # Scalar products with the neighbours right, below and diagonal (both ways): the norm of an
+        # interpolated feature follows from them, without interpolating features.
+        padded = F.pad(unit, (0, 1, 0, 1), mode="replicate")
+        here, right = padded[:, :-1, :-1], padded[:, :-1, 1:]
+        below, across = padded[:, 1:, :-1], padded[:, 1:, 1:]
+        pairs = ((here, here), (here, right), (here, below), (here, across), (right, below))
+        self.products = torch.stack([(a * b).sum(0).flatten() for a, b in pairs])
+
+    def centres(self) -> Tensor:
+        """Of all cells, row by row: (H * W, 2) x, y in pixels of the view."""
+        y = torch.arange(self.height, device=self.cells.device)
+        x = torch.arange(self.width, device=self.cells.device)
+        at = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
+        return at * STRIDE + _CENTRE
+
+    def taps(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Bilinear interpolation: which cells, and how much of each.
+
+        Args:
+            points: (..., 2) x, y in pixels of the view; outside, the nearest cell counts.
+
+        Returns:
+            (..., 4) cell numbers, upper left, upper right, lower left, lower right, and weights.
+        """
+        spot = (points - _CENTRE) / STRIDE
+        x = spot[..., 0].clamp(0, self.width - 1)
+        y = spot[..., 1].clamp(0, self.height - 1)
+        left, top = x.floor(), y.floor()
+        right, below = (left + 1).clamp(max=self.width - 1), (top + 1).clamp(max=self.height - 1)
+        rows = torch.stack([top, top, below, below], -1)
+        columns = torch.stack([left, right, left, right], -1)
+        weights = _shares(torch.stack([x - left, y - top], -1))
+        return (rows * self.width + columns).long(), weights
+
+    def features(self, points: Tensor) -> Tensor:
+        """Interpolated (..., C) features at (..., 2) `points`, of norm 1."""
+        cells, weights = self.taps(points)
+        return F.normalize((self.cells[cells] * weights[..., None]).sum(-2), dim=-1)
+
+    def norms(self, cells: Tensor, weights: Tensor) -> Tensor:
+        """Norms of the interpolated features at `taps`."""
+        return _norm([products[cells[..., 0]] for products in self.products], weights)
+
+    def correlate(self, maps: Tensor, channels: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sums over points that move along with every cell.
+
+        Args:
+            maps: (C, H * W).
+            channels: (K,) which map each point reads.
+            points: (S, K, 2) x, y in pixels, relative to a cell's centre.
+            weights: (S, K).
+
+        Returns:
+            (S, H * W); beyond the edges, the nearest cell counts.
+        """
+        spot = points / STRIDE
+        corner = spot.floor()
+        x, y = (int(reach) + 1 for reach in spot.abs().amax((0, 1)).tolist())
+        column, row = corner[..., 0].long() + x, corner[..., 1].long() + y
+        # A kernel with four taps a point does what `taps` does, much faster where all cells ask.
+        kernel = maps.new_zeros(len(points), len(maps), 2 * y + 1, 2 * x + 1)
+        one = torch.arange(len(points), device=maps.device)[:, None]
+        for n, share in enumerate(_shares(spot - corner).unbind(-1)):
+            at = (one, channels, row + n // 2, column + n % 2)
+            kernel.index_put_(at, share * weights, accumulate=True)
+        padded = F.pad(maps.view(1, -1, self.height, self.width), (x, x, y, y), mode="replicate")
+        return F.conv2d(padded, kernel).flatten(2)[0]
+
+    def mean_norms(self, points: Tensor) -> Tensor:
+        """Norms of features interpolated at (..., 2) offsets from cell centres, on average."""
+        spot = points / STRIDE
+        return _norm(list(self.products.mean(1)), _shares(spot - spot.floor()))
+
+
+def _shares(fraction: Tensor) -> Tensor:
+    """Bilinear weights of the four cells round (..., 2) positions between them: (..., 4)."""
+    u, v = fraction.unbind(-1)
+    return torch.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], -1)
+
+
+def _norm(products: Sequence[Tensor], weights: Tensor) -> Tensor:
+    a, b, c, d = weights.unbind(-1)
+    same, right, below, across, anti = products
+    square = (
+        same * (a * a + b * b + c * c + d * d)
+        + 2 * right * (a * b + c * d)
+        + 2 * below * (a * c + b * d)
+        + 2 * across * a * d
+        + 2 * anti * b * c
+    )
+    norm: Tensor = square.clamp(min=1e-6).sqrt()
+    return norm
+
+
+def _halve(x: Tensor) -> Tensor:
+    """Stage 1 on stage 2's cells: 3x3 means, because those share their centres."""
+    return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 3, 2)
+
+
+def _double(x: Tensor) -> Tensor:
+    """Stage 4 on stage 2's cells: odd ones share its centres, even ones lie between two."""
+    size = (2 * x.shape[2] + 1, 2 * x.shape[3] + 1)
+    x = F.pad(x, (1, 0, 1, 0), mode="replicate")
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)[:, :, 1:, 1:]
+
+
+def grid(boxes: Tensor, cells: int = GRID, grow: float = 1.0) -> Tensor:
+    """Centres of a `cells` x `cells` grid over each box grown `grow` times about its centre.
+
+    Returns:
+        (N, cells * cells, 2) x, y, row by row.
+    """
+    steps = (torch.arange(cells, device=boxes.device) + 0.5) / cells - 0.5
+    offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(1, -1, 2)
+    centres = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+    return centres + offsets * (boxes[:, None, 2:] - boxes[:, None, :2]) * grow
+
+
+def ring(boxes: Tensor) -> Tensor:
+    """Centres of the cells just outside each box, of the size of its own: (N, 32, 2)."""
+    outer = GRID + 2
+    index = torch.arange(outer * outer, device=boxes.device)
+    row, column = index // outer, index % outer
+    edge = (row == 0) | (column == 0) | (row == outer - 1) | (column == outer - 1)
+    return grid(boxes, outer, outer / GRID)[:, edge]
+
+
+def suppress(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
+    """Non-maximum suppression, by IoU and by containment.
+
+    A box goes if it overlaps a better one by more than `iou`, or if more than ``_CONTAINED`` of the
+    smaller of the two lies in the larger (of `iou`, where that is more).
+
+    Args:
+        boxes: (N, 4).
+        scores: (N,).
+        iou: 0..1; 1 keeps all.
+
+    Returns:
+        Places of the boxes that stay, best score first.
+    """
+    order: Tensor = nms(boxes, scores, iou)
+    boxes = boxes[order]
+    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    inside = (high - low).clamp(min=0).prod(-1) / torch.minimum(areas[:, None], areas[None])
+    clashes = inside > max(iou, _CONTAINED)
+    stays = torch.ones(len(boxes), dtype=torch.bool)
+    for n in range(len(boxes)):
+        stays[n] = not (clashes[n, :n] & stays[:n]).any()
+    return order[stays]
