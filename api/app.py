@@ -28,6 +28,7 @@ ROUTES = [
     web.get("/readyz", service.readyz),
     web.get("/metrics", service.metrics),
     web.get("/openapi.json", service.description),
+    web.get("/", service.index),
     web.get("/docs", service.docs),
     web.get(r"/pages/{name:[a-z]+\.(js|css)}", service.page_file),
 ]

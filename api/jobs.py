@@ -1,16 +1,23 @@
 """The handlers of a job's life: submit, look, fetch, follow, erase."""
 
 import asyncio
-import hashlib
-import hmac
 import json
-import re
 import time
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from api.asked import (
+    account,
+    brought_capability,
+    owned_capability,
+    preferred_wait,
+    reader,
+    refuse_partial,
+    wait_seconds,
+    wanted_format,
+)
 from api.images import check_image
 from api.keys import CHANGES, JOB, METRICS, PUBLIC_KEY, PULSE, SETTINGS, STORE
 from api.upload import read_upload
@@ -30,18 +37,17 @@ from jobs.problems import Problem, gone, job_not_found, unprocessable
 from jobs.sealing import Capability, Payload, SealError, open_result
 from jobs.store import JobState
 
-MAX_WAIT_S = 30.0
 _result = msgspec.json.Decoder(Result)
 
 
 async def submit(request: web.Request) -> web.StreamResponse:
     """Take an image and a request; answer with the job, or with its result if asked to wait."""
     settings, store = request.app[SETTINGS], request.app[STORE]
-    subject = _account(request)
-    capability = _brought_capability(request) or Capability.new()
+    subject = account(request)
+    capability = brought_capability(request) or Capability.new()
     request[JOB] = capability.id
-    wait_s = _preferred_wait(request)
-    result_format = _format(request)
+    wait_s = preferred_wait(request)
+    result_format = wanted_format(request)
     _refuse_when_full(request)
     upload = await read_upload(request, settings)
     spec = parse_request(upload.request)
@@ -87,30 +93,25 @@ async def submit(request: web.Request) -> web.StreamResponse:
 
 async def show(request: web.Request) -> web.StreamResponse:
     """A job's state, at once or when it settles."""
-    capability = _capability(request)
-    state = await request.app[CHANGES].settled(capability.id, _wait(request))
+    capability = owned_capability(request)
+    state = await request.app[CHANGES].settled(capability.id, wait_seconds(request))
     _raise_if_gone(state)
     return _json({"id": capability.id, **_state(state), "links": _links(capability.id)})
 
 
 async def fetch(request: web.Request) -> web.StreamResponse:
     """Hand out the result, once."""
-    capability = _capability(request)
-    if "Range" in request.headers or _is_prefetch(request):
-        raise Problem(
-            400,
-            "not_fetchable_in_part",
-            "A result is delivered whole and once. Ask without Range and prefetch headers.",
-        )
-    result_format = _format(request)
-    if seconds := _wait(request):
+    capability = owned_capability(request)
+    refuse_partial(request)
+    result_format = wanted_format(request)
+    if seconds := wait_seconds(request):
         await request.app[CHANGES].settled(capability.id, seconds)
     return await _deliver(request, capability, result_format)
 
 
 async def follow(request: web.Request) -> web.StreamResponse:
     """Server-sent events: one `status` event at each change, until the job is over."""
-    capability = _capability(request)
+    capability = owned_capability(request)
     changes, store = request.app[CHANGES], request.app[STORE]
     with changes.watching(capability.id) as changed:
         state = await store.state(capability.id)
@@ -135,8 +136,8 @@ async def follow(request: web.Request) -> web.StreamResponse:
 
 async def erase(request: web.Request) -> web.StreamResponse:
     """Acknowledge a leased result, cancel or erase a job. Doing it again changes nothing."""
-    capability = _capability(request)
-    outcome = await request.app[STORE].erase(capability.id, _reader(request))
+    capability = owned_capability(request)
+    outcome = await request.app[STORE].erase(capability.id, reader(request))
     if outcome == "fenced":
         raise _leased(1000)
     return web.Response(status=204)
@@ -145,7 +146,7 @@ async def erase(request: web.Request) -> web.StreamResponse:
 async def _deliver(
     request: web.Request, capability: Capability, result_format: formats.Format
 ) -> web.Response:
-    fetched = await request.app[STORE].fetch(capability.id, _reader(request))
+    fetched = await request.app[STORE].fetch(capability.id, reader(request))
     match fetched.status:
         case "pending":
             return _json({"id": capability.id, "status": "pending"}, 202, {"Retry-After": "1"})
@@ -173,99 +174,6 @@ async def _deliver(
         headers["Mayfly-Labels"] = json.dumps(formats.labels_of([result]))
     body = await asyncio.to_thread(result_format.render, result)  # masks become outlines
     return web.Response(body=body, headers=headers)
-
-
-def _account(request: web.Request) -> str:
-    """Whom a quota counts: the account's key where keys are needed, else the address."""
-    hashes = request.app[SETTINGS].api_key_hashes
-    if not hashes:
-        return f"address {request.remote}"
-    digest = hashlib.sha256(request.headers.get("X-API-Key", "").encode()).hexdigest()
-    if not any([hmac.compare_digest(digest, known.lower()) for known in hashes]):  # noqa: C419 - no early end
-        raise Problem(
-            401,
-            "api_key_required",
-            "This service takes jobs from known accounts. Send your key as X-API-Key.",
-        )
-    return f"account {digest}"
-
-
-def _token(request: web.Request) -> str | None:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
-
-
-def _brought_capability(request: web.Request) -> Capability | None:
-    token = _token(request)
-    if token is None:
-        return None
-    try:
-        return Capability.from_token(token)
-    except ValueError:
-        raise Problem(
-            400,
-            "token_malformed",
-            "A token that you bring must be base64url of 32 random bytes, 43 characters. "
-            "Leave it out and one is made.",
-        ) from None
-
-
-def _capability(request: web.Request) -> Capability:
-    """The capability that owns the job in the path; a wrong one looks like an unknown job."""
-    token = _token(request)
-    if token is None:
-        raise Problem(
-            401,
-            "token_required",
-            "Send the job's token: Authorization: Bearer <token>.",
-            {"WWW-Authenticate": "Bearer"},
-        )
-    try:
-        capability = Capability.from_token(token)
-    except ValueError:
-        raise job_not_found() from None
-    if not hmac.compare_digest(capability.id, request.match_info["id"]):
-        raise job_not_found()
-    request[JOB] = capability.id
-    return capability
-
-
-def _reader(request: web.Request) -> str:
-    key = request.headers.get("Idempotency-Key", "")
-    if len(key) > 255:
-        raise Problem(
-            400, "idempotency_key_too_long", "Idempotency-Key takes at most 255 characters."
-        )
-    return key
-
-
-def _format(request: web.Request) -> formats.Format:
-    name = request.query.get("format", "mayfly")
-    if name not in formats.FORMATS:
-        raise Problem(
-            400,
-            "format_unknown",
-            f"The formats are {', '.join(formats.FORMATS)}; take one of them.",
-        )
-    return formats.FORMATS[name]
-
-
-def _wait(request: web.Request) -> float:
-    text = request.query.get("wait", "0")
-    if not re.fullmatch(r"\d{1,2}(\.\d+)?", text) or float(text) > MAX_WAIT_S:
-        raise Problem(400, "wait_malformed", "wait takes seconds from 0 to 30.")
-    return float(text)
-
-
-def _preferred_wait(request: web.Request) -> float:
-    """RFC 7240: what cannot be understood is ignored, what is too much is cut."""
-    found = re.search(r"\bwait=\"?(\d{1,6})\b", ",".join(request.headers.getall("Prefer", [])))
-    return min(float(found[1]), MAX_WAIT_S) if found else 0.0
-
-
-def _is_prefetch(request: web.Request) -> bool:
-    hints = (request.headers.get(name, "") for name in ("Sec-Purpose", "Purpose", "X-Moz"))
-    return any("prefetch" in hint.lower() or "preview" in hint.lower() for hint in hints)
 
 
 def _refuse_when_full(request: web.Request) -> None:

@@ -117,8 +117,8 @@ DOCUMENT: Json = {
         "/v1/jobs": {
             "post": {
                 "summary": "Submit an image",
-                "description": "With `Prefer: wait=30` the answer is the result itself if it is "
-                "ready in time. A token that you bring makes the request safe to repeat.",
+                "description": "With the header Prefer: wait=30 the answer is the result itself "
+                "if it is ready in time. A token that you bring makes the request safe to repeat.",
                 "security": [{}, {"account": []}, {"token": []}],
                 "parameters": [
                     _parameter(

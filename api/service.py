@@ -101,6 +101,11 @@ async def docs(_: web.Request) -> web.Response:
     return _page("docs.html")
 
 
+async def index(_: web.Request) -> web.Response:
+    """The page where a person draws a box and sees what is found."""
+    return _page("index.html")
+
+
 async def page_file(request: web.Request) -> web.Response:
     """A script or style sheet of the pages."""
     return _page(request.match_info["name"])

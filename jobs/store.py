@@ -379,4 +379,4 @@ class Store:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]

@@ -538,3 +538,30 @@ async def test_the_docs_page_is_served_with_a_strict_policy(
     assert answer.status == 200
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert "unsafe" not in answer.headers["Content-Security-Policy"]
+
+
+async def test_bytes_that_are_no_text_are_no_500(
+    service: aiohttp.ClientSession, picture: bytes, settings: Settings, key: PrivateKey
+) -> None:
+    """Headers and paths come in any encoding."""
+    odd = b"\xff\xe4".decode(errors="surrogateescape")
+    job = await _done(service, picture)
+    wrong = await call(service, "GET", "/v1/jobs/%C3%A4", job["token"])
+    assert (wrong.status, wrong.code) == (404, "job_not_found")
+    url = service._base_url
+    assert url
+    for header in (b"Idempotency-Key: \xff\xe4", b"X-API-Key: \xff", b"Prefer: \xff=1"):
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        head = f"GET {job['links']['result']} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        writer.write(head.encode() + b"Authorization: Bearer \xff\r\n" + header + b"\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"404"
+        token = f"Authorization: Bearer {job['token']}\r\n".encode()
+        writer.close()
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(head.encode() + token + b"Idempotency-Key: \xff\xe4\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"200"
+        writer.close()
+    closed = dataclasses.replace(settings, api_key_hashes=("0" * 64,))
+    async with running_front_door(closed, key) as session:
+        refused = await submit(session, picture, headers={"X-API-Key": odd})
+        assert refused.status == 401
