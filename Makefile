@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/pip install --disable-pip-version-check --quiet
+PIP := $(BIN)/pip install --disable-pip-version-check
 
 .PHONY: demo test check format clean
 

@@ -65,7 +65,7 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
 
     model: Hint[str, Meta(min_length=1, max_length=100)] | None = None
     task: Task = "detect"
-    prompts: Hint[tuple[Prompt, ...], Meta(max_length=100)] = ()
+    prompts: Hint[tuple[Prompt, ...], Meta(max_length=32)] = ()
     outputs: Hint[tuple[Output, ...], Meta(min_length=1, max_length=3)] = ("box",)
     min_score: Unit | None = None
     nms_iou: Unit | None = None

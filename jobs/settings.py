@@ -61,7 +61,7 @@ class Settings:
     decode_threads: int = _setting(2, "Worker: threads that decode and prepare images.")
     max_in_flight: int = _setting(16, "Worker: jobs taken from one queue at a time.")
     forward_timeout_s: float = _setting(
-        60.0, "Worker: a forward that takes longer means a wedged device; the worker is replaced."
+        120.0, "Worker: a forward that takes longer means a wedged device; the worker is replaced."
     )
     drain_s: float = _setting(10.0, "How long running jobs and requests may finish at shutdown.")
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR.")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import aiohttp
 import msgspec
 from tqdm import tqdm
 
@@ -38,6 +39,10 @@ class _Prompts:
                     )
                 self._boxes.append((Path(path) if path else options.files[0], box, negative))
 
+    def images(self) -> list[Path]:
+        """The images that the boxes lie on."""
+        return [path for path, _, _ in self._boxes]
+
     def for_image(self, image: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
         """The prompts as they are sent with `image`, and the reference images they name."""
         prompts: list[dict[str, Any]] = []
@@ -61,10 +66,10 @@ class _Prompts:
 
 async def run(options: argparse.Namespace) -> int:
     """Annotate all files; returns 1 if one failed, and says which."""
-    for path in options.files:
+    prompts = _Prompts(options)
+    for path in (*options.files, *prompts.images()):
         if not path.is_file():
             raise SettingsError(f"{path} is not a file.")
-    prompts = _Prompts(options)
     results: dict[Path, Annotated] = {}
     failures = 0
     async with contextlib.AsyncExitStack() as stack:
@@ -74,6 +79,12 @@ async def run(options: argparse.Namespace) -> int:
             settings = {"MAYFLY_MODELS": options.model} if options.model else {}
             url = await stack.enter_async_context(local_service(environment=settings))
         client = await stack.enter_async_context(Client(url, options.api_key))
+        try:
+            await client.info()
+        except (aiohttp.ClientError, TimeoutError):
+            raise SettingsError(
+                f"No service answers at {url}. Start one with `mayfly serve`, or drop --server."
+            ) from None
         bar = stack.enter_context(tqdm(total=len(options.files), unit="image"))
         places = asyncio.Semaphore(_CONCURRENCY)
 
@@ -86,7 +97,7 @@ async def run(options: argparse.Namespace) -> int:
                 try:
                     body = await client.annotate(path.read_bytes(), request, references)
                     results[path] = msgspec.json.decode(body, type=Annotated)
-                except ServiceError as error:
+                except (ServiceError, aiohttp.ClientError, TimeoutError) as error:
                     failures += 1
                     bar.write(f"{path}: {error}", file=sys.stderr)
                 bar.set_postfix(found=sum(len(r.annotations) for r in results.values()))

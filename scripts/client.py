@@ -57,6 +57,12 @@ class Client:
     ) -> None:
         await self._session.close()
 
+    async def info(self) -> dict[str, Any]:
+        """Version, limits and retention of the service. Asks once, to see whether it is there."""
+        async with self._session.get("/v1/info") as response:
+            info: dict[str, Any] = await response.json()
+            return info
+
     async def annotate(
         self,
         image: bytes,

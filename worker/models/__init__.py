@@ -68,7 +68,10 @@ def load(
     if name == EXEMPLAR:
         from worker.models.exemplar import Exemplar
 
-        return Exemplar(device)
+        try:
+            return Exemplar(device)
+        except (FileNotFoundError, ValueError) as error:  # its weights are missing or changed
+            raise ModelUnavailable(str(error)) from None
     _check_zoo(name)
     from worker.models import zoo
 
