@@ -1,5 +1,6 @@
 """A model without weights, so that tests of the service do not wait for a network."""
 
+import os
 import time
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple
@@ -16,7 +17,7 @@ class Shown(NamedTuple):
 class Echo:
     """Finds exactly what it is shown. The label decides on accidents:
 
-    ``slow`` takes half a second, ``broken`` raises in the forward.
+    ``slow`` takes half a second, ``wedged`` for ever, ``broken`` raises, ``deadly`` ends all.
     """
 
     info = ModelInfo(
@@ -44,6 +45,10 @@ class Echo:
         labels = {label for item in items for label, _ in item.boxes}
         if "broken" in labels:
             raise RuntimeError("this message must not reach a log: secret-in-exception")
+        if "deadly" in labels:
+            os._exit(1)
+        if "wedged" in labels:
+            time.sleep(3600)
         if "slow" in labels:
             time.sleep(0.5)
         return items
