@@ -22,7 +22,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     sent = 0
     try:
         response = await handler(request)
-        status, sent = response.status, response.body_length
+        status = response.status
+        sent = response.body_length or response.content_length or 0  # streamed, or yet to be
         return response
     finally:
         resource = request.match_info.route.resource

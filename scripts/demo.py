@@ -45,6 +45,7 @@ async def run(out: Path) -> int:
 
     with (out / "coins.json").open("wb") as coco:
         formats.write_coco(coco, [("coins.png", result)])
+    (out / "picture.png").write_bytes(image)
     draw(image, result, out / "coins.png", [COIN])
 
     truth = [tuple(box) for box in json.loads(_TRUTH.read_text())]
