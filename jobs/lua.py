@@ -19,9 +19,10 @@ if redis.call('EXISTS', job) == 1 then return {'exists', 0} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000 -- with its fraction: first come, first served
 local interactive, bulk = now - 3600000, now - 600000
--- entries older than an image can live are dead; without a worker nobody else removes them
+-- Entries older than an image can live are dead; without a worker nobody else removes them. Between
+-- the newest interactive and the oldest dead bulk entry a minute is kept, for a clock set back.
 redis.call('ZREMRANGEBYSCORE', queue, '-inf', interactive - image_ttl)
-redis.call('ZREMRANGEBYSCORE', queue, '(' .. interactive, bulk - image_ttl)
+redis.call('ZREMRANGEBYSCORE', queue, interactive + 60000, bulk - image_ttl)
 if redis.call('ZCARD', queue) >= tonumber(max_jobs) then return {'full', 0} end
 local memory = redis.call('INFO', 'memory')
 local used = tonumber(string.match(memory, 'used_memory:(%d+)'))

@@ -333,6 +333,10 @@ class Store:
             _, count = await pipe.execute()
         return int(count)
 
+    async def forget_crash(self, job_id: str) -> None:
+        """The run that was counted last did not end its worker."""
+        await self.redis.delete(crash_key(job_id))
+
     async def drop(self, job_id: str) -> None:
         """Give up a job that nobody can be told about, because its payload does not open."""
         async with self.redis.pipeline(transaction=True) as pipe:

@@ -85,17 +85,23 @@ class Pipeline:
             # A worker died with this job in hand. Such jobs run one at a time, so that one that
             # kills its worker is found out and its neighbours go on.
             async with self._suspects:
-                if await self._store.count_crash(job_id) > _MAX_CRASHES:
-                    result = Failed(
-                        500,
-                        "worker_crashed",
-                        "Workers died on this job, so it was given up. Submit another image.",
-                    )
-                else:
-                    result = await self._result(payload, started_ms)
+                result = await self._alone(job_id, payload, started_ms)
         plain = msgspec.json.encode(result)
         stored = await self._store.finish(job_id, seal_result(payload.result_key, job_id, plain))
         log.info("job", extra={"fields": _line(job_id, job_try, payload, result, stored)})
+
+    async def _alone(self, job_id: str, payload: Payload, started_ms: float) -> Result:
+        """Count the run before it starts, and take it back if this process lives to see its end."""
+        if await self._store.count_crash(job_id) > _MAX_CRASHES:
+            return Failed(
+                500,
+                "worker_crashed",
+                "Workers died on this job, so it was given up. Submit another image.",
+            )
+        try:
+            return await self._result(payload, started_ms)
+        finally:
+            await self._store.forget_crash(job_id)
 
     async def _result(self, payload: Payload, started_ms: float) -> Result:
         try:

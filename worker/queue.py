@@ -13,6 +13,7 @@ from typing import Any
 
 from arq import Worker, func
 from arq.connections import ArqRedis
+from arq.worker import RetryJob
 
 from jobs.settings import Settings
 from jobs.store import (
@@ -36,7 +37,10 @@ class QueueWorker(Worker):
 
     def __init__(self, model: str, store: Store, pipeline: Pipeline, settings: Settings) -> None:
         async def annotate(ctx: dict[str, Any]) -> None:
-            await pipeline.annotate(ctx["job_id"], ctx["job_try"])
+            try:
+                await pipeline.annotate(ctx["job_id"], ctx["job_try"])
+            except STORE_ERRORS as error:  # arq takes all others for the end of the job
+                raise RetryJob from error
 
         super().__init__(
             functions=[func(annotate, name=TASK_NAME)],
@@ -63,7 +67,8 @@ class QueueWorker(Worker):
             if room > 0 and self.allow_pick_jobs:
                 with contextlib.suppress(*STORE_ERRORS):
                     for job_id, score in await self._store.claim(self._model, room, LEASE_S):
-                        self._start(job_id, score)
+                        if job_id not in self.tasks:  # its lease ran out under us: it goes on
+                            self._start(job_id, score)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()

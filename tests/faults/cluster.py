@@ -101,6 +101,9 @@ class Role:
         if self.kill():
             await self.ended()
 
+    def says(self, text: str) -> bool:
+        return self.log.exists() and text in self.log.read_text(errors="replace")
+
     def lines(self) -> Iterator[dict[str, Any]]:
         """Its log, torn lines left out."""
         for text in self.log.read_text(errors="replace").splitlines():
@@ -150,6 +153,7 @@ class Cluster:
             for number in range(2)
         ]
         self.kills: list[Kill] = []
+        self.hangs: list[Kill] = []
         self.restarts: list[Span] = []
 
     @property
@@ -163,6 +167,7 @@ class Cluster:
 
     async def stop_for(self, role: Role, seconds: float) -> None:
         """Let it hang for a while."""
+        self.hangs.append(Kill(role.name, time.time()))
         role.signal(signal.SIGSTOP)
         try:
             await asyncio.sleep(seconds)
@@ -219,7 +224,7 @@ async def running_cluster(folder: Path) -> AsyncIterator[Cluster]:
         await cluster.answering()
         keepers = [asyncio.create_task(role.keep()) for role in cluster.roles]
         deadline = time.monotonic() + 40
-        while not all("ready http" in door.log.read_text() for door in cluster.doors if door.log.exists()) or not all(door.log.exists() for door in cluster.doors):
+        while not all(door.says("ready http") for door in cluster.doors):
             if time.monotonic() > deadline:
                 raise RuntimeError("the service did not start")
             await asyncio.sleep(0.1)
