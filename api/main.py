@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+from typing import Any
 
 from aiohttp import web
+from yarl import URL
 
 from api.app import make_app
 from api.service import why_not_ready
@@ -45,14 +47,32 @@ async def run(settings: Settings) -> int:
 
 def make_runner(app: web.Application, settings: Settings) -> web.AppRunner:
     """How the app is served: every connection is bounded in time, whatever its client does."""
-    return web.AppRunner(
+    return _Runner(
         app,
         access_log=None,  # the middleware writes the line
         auto_decompress=False,  # a few kB must not become hundreds of MB
         keepalive_timeout=settings.upload_timeout_s,  # it also ends headers that never end
+        max_line_size=65_536,  # a request with many boxes in the query
         lingering_time=3,  # for the rest of a body that was refused
         shutdown_timeout=settings.drain_s,
     )
+
+
+class _Runner(web.AppRunner):
+    """Gives every request an address: on ``CONNECT`` without one aiohttp 3.14 forgets the
+    connection, which then stays open as long as the client likes."""
+
+    async def setup(self) -> None:
+        await super().setup()
+        assert self.server  # noqa: S101 - for the type checker; there is one after `setup`
+        make = self.server.request_factory
+
+        def make_request(message: Any, *more: Any) -> web.BaseRequest:
+            if message.url is None:
+                message = message._replace(path="/", url=URL("/"))
+            return make(message, *more)
+
+        self.server.request_factory = make_request
 
 
 async def _announce(app: web.Application, url: str) -> None:

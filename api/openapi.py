@@ -121,12 +121,13 @@ DOCUMENT: Json = {
                 "if it is ready in time. A token that you bring makes the request safe to repeat.",
                 "security": [{}, {"account": []}, {"token": []}],
                 "parameters": [
-                    _parameter(
-                        "query",
-                        "request",
-                        {"type": "string", "contentMediaType": "application/json"},
-                        "the request as JSON, when the body is the image",
-                    ),
+                    {
+                        "in": "query",
+                        "name": "request",
+                        "content": {"application/json": {"schema": _request}},
+                        "description": "the request as JSON, when the body is the image; what "
+                        "makes the address longer than 64 kB needs a form",
+                    },
                     _FORMAT,
                     _READER,
                     _parameter("header", "Prefer", {"type": "string"}, "wait=s, RFC 7240"),
@@ -192,7 +193,7 @@ DOCUMENT: Json = {
                 "responses": {
                     "200": {
                         "description": "`status` events until the job is over",
-                        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                        "content": {"text/event-stream": {}},
                     },
                     **_problems(401, 404, 410, 503),
                 },

@@ -19,14 +19,23 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa:
 from jobs.problems import Problem, unprocessable
 from worker.models.base import Pixels
 
+# What a file may hold beside its pixels. Encoders stay far below; without a limit, 20 MB of empty
+# segments keep a thread and Python's lock for seconds, some other content for minutes.
 MAX_SCANS = 64  # encoders write about ten; each one costs a walk over the whole image
+MAX_SEGMENTS = 2_000  # of a JPEG; an ICC profile may take 255
+MAX_EXIF_SEGMENTS = 64  # Pillow joins them one by one, each time copying all
+MAX_JUNK_BYTES = 65_536  # between the segments before a JPEG's first scan
+MAX_CHUNKS = 20_000  # of a PNG; 20 MB in pieces of 1 kB
 
 _SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
     "WEBP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
 }
-_JPEG_MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd9-\xfe])")
+_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
+_JPEG_END = b"\xd9"
+_JPEG_SCAN = b"\xda"
+_JPEG_NEVER_BEFORE_PIXELS = {_JPEG_END, b"\xc8", *(bytes([code]) for code in range(0xF0, 0xFE))}
 
 # Set once, for every thread. `decode` has a limit of its own, which Pillow's would only forestall
 # with a warning; and Pillow's warnings and debug lines quote metadata, so neither may reach a log.
@@ -62,7 +71,7 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
             "The content is not an image that is taken: send JPEG, PNG or WebP.",
         )
     try:
-        if kind == "JPEG" and _jpeg_scans(data) > MAX_SCANS:
+        if not _is_bounded(kind, data):
             raise _undecodable()
         with Image.open(BytesIO(data), formats=[kind]) as image:
             _check_size(image.size, max_pixels)
@@ -95,20 +104,53 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
-def _jpeg_scans(data: bytes) -> int:
-    """Count the scans of a JPEG's first image, up to one more than is allowed.
+def _is_bounded(kind: str, data: bytes) -> bool:
+    """Whether reading the file takes about as long as its pixels take."""
+    if kind == "JPEG":
+        return _jpeg_is_bounded(data)
+    return kind != "PNG" or _png_is_bounded(data)
 
-    Segments are skipped as libjpeg skips them, so that a thumbnail's scans do not count and a
-    comment cannot hide the end. Unknown markers count as data: libjpeg does not skip behind them.
+
+def _jpeg_is_bounded(data: bytes) -> bool:
+    """Walk over the segments of a JPEG's first image, as Pillow and libjpeg do.
+
+    A thumbnail's scans do not count, and a comment cannot hide the end. Unknown markers count as
+    data: libjpeg does not skip behind them. Before the first scan, what libjpeg would refuse is
+    refused here, because Pillow's own reader goes on byte by byte.
     """
-    scans = position = 0
-    while scans <= MAX_SCANS and (marker := _JPEG_MARKER.search(data, position)):
-        code = marker[1][0]
-        if code == 0xD9:
-            break
-        scans += code == 0xDA
-        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return scans
+    scans = segments = exifs = junk = position = 0
+    while True:
+        end = len(data) if scans else position + MAX_JUNK_BYTES
+        marker = _JPEG_MARKER.search(data, position, end)
+        if marker is None:
+            return scans > 0
+        code, after = marker[1], marker.end()
+        if not scans:
+            junk += marker.start() - position
+            if junk > MAX_JUNK_BYTES or code in _JPEG_NEVER_BEFORE_PIXELS:
+                return False
+        elif code == _JPEG_END:
+            return True
+        segments += 1
+        scans += code == _JPEG_SCAN
+        exifs += data.startswith(b"Exif\0\0", after + 2)
+        if scans > MAX_SCANS or segments > MAX_SEGMENTS or exifs > MAX_EXIF_SEGMENTS:
+            return False
+        position = after + int.from_bytes(data[after : after + 2], "big")
+
+
+def _png_is_bounded(data: bytes) -> bool:
+    """Count the chunks; of colour profiles, each of which is unpacked, one is all that may be."""
+    profiles, position = 0, 8
+    for _ in range(MAX_CHUNKS):
+        name = data[position + 4 : position + 8]
+        profiles += name == b"iCCP"
+        if profiles > 1:
+            return False
+        if name in (b"", b"IEND"):
+            return True
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return False
 
 
 def _orientation(exif: bytes | None) -> int:

@@ -437,6 +437,58 @@ def test_scans_of_a_thumbnail_or_behind_the_image_do_not_count() -> None:
     assert np.array_equal(decode(data, MANY), decode(good, MANY))
 
 
+COMMENT = b"\xff\xfe\0\2"
+SMALL_EXIF = b"\xff\xe1\0\x09Exif\0\0a"
+
+
+@pytest.mark.parametrize(
+    ("structure", "taken"),
+    [
+        (COMMENT * 1000, True),
+        (COMMENT * 2000, False),
+        (b"\xff\xe2\xff\xff" + bytes(65_533), True),
+        (SMALL_EXIF * 64, True),
+        (SMALL_EXIF * 65, False),
+        (bytes(60_000), True),
+        (bytes(70_000), False),
+        (b"\xff" * 60_000, True),
+        (b"\xff" * 70_000, False),
+        (b"\xff\xd0" * 40_000, False),
+        (b"\xff\xc8\0\2", False),
+        (b"\xff\xf0\0\2", False),
+        (b"\xff\xd9", False),
+    ],
+)
+def test_structure_of_a_jpeg_is_bounded(structure: bytes, taken: bool) -> None:
+    """Segments, joined EXIF and junk before the pixels: Pillow reads each of them in Python."""
+    good = encode(Image.fromarray(picture()), "JPEG")
+    data = good[:2] + COMMENT + structure + good[2:]
+    if taken:
+        assert np.array_equal(decode(data, MANY), decode(good, MANY))
+    else:
+        assert refused(data).code == "image_undecodable"
+
+
+def test_segments_behind_the_pixels_count_too() -> None:
+    good = encode(Image.fromarray(picture()), "JPEG")
+    assert refused(good[:-2] + COMMENT * 2000 + good[-2:]).code == "image_undecodable"
+
+
+@pytest.mark.parametrize("name", [b"abCd", b"IDAT", b"fcTL"])
+def test_chunks_of_a_png_are_bounded(name: bytes) -> None:
+    for many in ({"before": chunk(name, b"") * 20_000}, {"after": chunk(name, b"") * 20_000}):
+        assert refused(png((1, 1), 8, 0, b"\0\1", **many)).code == "image_undecodable"
+    few = chunk(b"abCd", b"") * 10_000
+    assert decode(png((1, 1), 8, 0, b"\0\1", few), MANY).tolist() == [[[1, 1, 1]]]
+
+
+def test_one_colour_profile_is_all_that_a_png_may_have() -> None:
+    """Pillow unpacks each of them, up to a megabyte."""
+    profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1000)))
+    assert decode(png((1, 1), 8, 0, b"\0\1", profile), MANY).shape == (1, 1, 3)
+    assert refused(png((1, 1), 8, 0, b"\0\1", profile * 2)).code == "image_undecodable"
+
+
 def test_polyglots_are_only_the_image_that_they_start_as() -> None:
     jpeg = encode(Image.fromarray(picture()), "JPEG")
     archive = b"PK\3\4 and <script>alert(1)</script> %!PS-Adobe"

@@ -1,0 +1,89 @@
+"""What the front door says of an image by its header alone."""
+
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from api.images import check_image
+from jobs.contract import Size
+from jobs.problems import Problem
+
+MANY = 50_000_000
+
+
+def encoded(size: tuple[int, int], kind: str, mode: str = "RGB", **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, size).save(out, kind, **options)
+    return out.getvalue()
+
+
+def refused(data: bytes) -> str:
+    with pytest.raises(Problem) as caught:
+        check_image(data, MANY)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 30), (255, 256), (16_383, 2)])
+def test_sizes_are_those_of_the_header(size: tuple[int, int]) -> None:
+    files = [
+        encoded(size, "JPEG"),
+        encoded(size, "JPEG", progressive=True),
+        encoded(size, "JPEG", "L"),
+        encoded(size, "JPEG", "CMYK"),
+        encoded(size, "PNG"),
+        encoded(size, "PNG", "1"),
+        encoded(size, "WEBP"),
+        encoded(size, "WEBP", lossless=True),
+        encoded(size, "WEBP", "RGBA", exif=b"Exif\0\0II*\0"),
+    ]
+    assert {check_image(data, MANY) for data in files} == {Size(*size)}
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"\xff\xe1\x03\xff" + encoded((8, 8), "JPEG")[:400].ljust(1021),
+        b"\xff\xe2\xff\xff" + bytes(65_533),
+        b"\xff\xe2\xff\xff" * 2 + bytes(65_529),
+        b"\xff" * 300,
+        bytes(300),
+        b"\xff\xfe\0\2" * 1000,
+    ],
+    ids=["thumbnail", "profile", "markers inside", "fill bytes", "junk", "comments"],
+)
+def test_what_lies_before_a_jpegs_size_is_skipped(before: bytes) -> None:
+    good = encoded((40, 30), "JPEG")
+    assert check_image(good[:2] + b"\xff\xe0\0\2" + before + good[2:], MANY) == Size(40, 30)
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [b"\0", b"\xff", b"\xff\0", b"\xff\xd0", b"\xff\xfe\0\2", b"\xff\xe1\0\0", b"\xff\xc0"],
+)
+def test_twenty_megabytes_without_a_size_are_left_alone(fill: bytes) -> None:
+    """The check runs on the event loop: a few thousand steps, then it gives up."""
+    good = encoded((40, 30), "JPEG")
+    many = fill * (20_000_000 // len(fill))
+    assert refused(good[:2] + b"\xff\xe0\0\2" + many + good[2:]) in (
+        "image_undecodable",
+        "too_many_pixels",
+    )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_any_start_of_a_file_gives_its_size_or_a_problem(kind: str) -> None:
+    good = encoded((40, 30), kind)
+    outcomes = set()
+    for length in range(len(good)):
+        try:
+            outcomes.add(str(check_image(good[:length], MANY)))
+        except Problem as problem:
+            outcomes.add(problem.code)
+    assert outcomes == {
+        "empty_image",
+        "not_an_image",
+        "image_undecodable",
+        "Size(width=40, height=30)",
+    }
