@@ -101,6 +101,16 @@ class Role:
         if self.kill():
             await self.ended()
 
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    def ready_again(self) -> bool:
+        """Whether the worker that runs now has said that it is ready."""
+        said = self.log.read_text(errors="replace").count('"worker ready"')
+        return said >= self.starts and self._process is not None and not self._killed
+
     def says(self, text: str) -> bool:
         return self.log.exists() and text in self.log.read_text(errors="replace")
 
