@@ -20,7 +20,7 @@ from scripts.valkey import arguments
 from tests.calls import call, submit
 from tests.conftest import picture_bytes, running_front_door, running_worker
 from tests.fakes import Echo
-from tests.faults.proxy import delaying_proxy
+from tests.faults.network import Network, proxy
 
 
 class OwnValkey:
@@ -54,6 +54,13 @@ class OwnValkey:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+class Late(Network):
+    """Every answer is late, none is lost."""
+
+    def accident(self) -> tuple[float, int | None]:
+        return 0.02, None
 
 
 @pytest.fixture
@@ -125,7 +132,7 @@ async def test_a_cancelled_request_leaves_nothing_for_the_next(
     for job_id in ids:
         await direct.submit(job_id, b"x", "exemplar", bulk=False, subject="test")
         await direct.finish(job_id, job_id.encode())
-    async with delaying_proxy(own_valkey.port, 0.02) as port:
+    async with proxy(own_valkey.port, Late(seed=11, resets=0)) as port:
         late = Store.open(Settings(redis_url=f"redis://127.0.0.1:{port}/0"))
         await late.state(ids[0])
 
