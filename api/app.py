@@ -7,7 +7,8 @@ from aiohttp import web
 
 from api import jobs as job_handlers
 from api import service
-from api.keys import CHANGES, METRICS, PUBLIC_KEY, PULSE, SETTINGS, STORE
+from api.access_log import AccessLog
+from api.keys import ACCESS_LOG, CHANGES, METRICS, PUBLIC_KEY, PULSE, SETTINGS, STORE
 from api.metrics import Metrics
 from api.middleware import add_headers, observe, render_problems
 from api.watch import Changes, Pulse
@@ -45,6 +46,7 @@ def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
     app[CHANGES] = Changes(store)
     app[PULSE] = pulse
     app[METRICS] = Metrics(pulse)
+    app[ACCESS_LOG] = AccessLog(settings)
     app.add_routes(ROUTES)
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(_let_go)
@@ -53,9 +55,11 @@ def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
 
 
 async def _watch(app: web.Application) -> AsyncIterator[None]:
+    app[ACCESS_LOG].open()
     await app[PULSE].beat()
-    async with background(app[CHANGES].serve(), app[PULSE].serve()):
+    async with background(app[CHANGES].serve(), app[PULSE].serve(), app[ACCESS_LOG].serve()):
         yield
+    app[ACCESS_LOG].close()
     with contextlib.suppress(OSError):
         await app[STORE].close()
 

@@ -2,6 +2,7 @@
 
 from aiohttp import web
 
+from api.access_log import AccessLog
 from api.metrics import Metrics
 from api.watch import Changes, Pulse
 from jobs.sealing import PublicKey
@@ -14,5 +15,8 @@ PUBLIC_KEY = web.AppKey("public_key", PublicKey)
 CHANGES = web.AppKey("changes", Changes)
 PULSE = web.AppKey("pulse", Pulse)
 METRICS = web.AppKey("metrics", Metrics)
+ACCESS_LOG = web.AppKey("access_log", AccessLog)
 
 JOB = web.RequestKey("job", str)  # the id of the job that a request is about
+# the log line names nobody: the account objected, or the request erases the lines of its address
+ANONYMOUS = web.RequestKey("anonymous", bool)

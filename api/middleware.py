@@ -4,11 +4,13 @@ import logging
 import time
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from api.keys import JOB, METRICS
+from api.access_log import Visit, shown_address, shown_browser, shown_referrer
+from api.keys import ACCESS_LOG, ANONYMOUS, JOB, METRICS, SETTINGS
 from jobs.problems import Problem
+from jobs.process import timestamp
 from jobs.store import STORE_ERRORS
 
 log = logging.getLogger(__name__)
@@ -17,7 +19,7 @@ log = logging.getLogger(__name__)
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """One line and one count a request: the route's template, never the path or the query."""
-    start = time.monotonic()
+    begin, start = time.time(), time.monotonic()
     status = 499  # the client went away
     sent = 0
     try:
@@ -26,21 +28,34 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         sent = response.body_length or response.content_length or 0  # streamed, or yet to be
         return response
     finally:
+        method = request.method if request.method in hdrs.METH_ALL else "other"
         resource = request.match_info.route.resource
         route = resource.canonical if resource else "unmatched"
         seconds = time.monotonic() - start
-        request.app[METRICS].observe(request.method, route, status, seconds)
-        line = {
-            "method": request.method,
-            "route": route,
-            "status": status,
-            "bytes_in": request.content_length or 0,
-            "bytes_out": sent,
-            "ms": round(seconds * 1000, 1),
-        }
-        if JOB in request:
-            line["job"] = request[JOB]
-        log.info("request", extra={"fields": line})
+        request.app[METRICS].observe(method, route, status, seconds)
+        request.app[ACCESS_LOG].write(
+            Visit(
+                time=timestamp(begin),
+                **_visitor(request),
+                method=method,
+                route=route,
+                status=status,
+                bytes_in=request.content.total_bytes,
+                bytes_out=sent,
+                job=request.get(JOB),
+            )
+        )
+
+
+def _visitor(request: web.Request) -> dict[str, str | None]:
+    """What a line says of whom it is about; nothing if the request asks for that."""
+    if request.get(ANONYMOUS):
+        return {"ip": None, "browser": None, "referrer": None}
+    return {
+        "ip": shown_address(request.remote, request.app[SETTINGS].access_log_ip),
+        "browser": shown_browser(request.headers.get(hdrs.USER_AGENT)),
+        "referrer": shown_referrer(request.headers.get(hdrs.REFERER)),
+    }
 
 
 @web.middleware

@@ -65,6 +65,11 @@ class Settings:
     )
     drain_s: float = _setting(10.0, "How long running jobs and requests may finish at shutdown.")
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR.")
+    access_log: str = _setting(
+        "stderr", "Where a line a request goes: a folder, `stderr` (names nobody there) or `off`."
+    )
+    access_log_days: int = _setting(89, "Days that the folder's files are kept; at most 89.")
+    access_log_ip: str = _setting("full", "Addresses in them: full, truncated or off.")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -103,9 +108,20 @@ class Settings:
             )
         if not self.models:
             raise SettingsError("MAYFLY_MODELS must name at least one model.")
+        if not 1 <= self.access_log_days <= 89:
+            raise SettingsError(
+                "MAYFLY_ACCESS_LOG_DAYS takes 1 to 89: server logs go within three months."
+            )
+        if self.access_log_ip not in ("full", "truncated", "off"):
+            raise SettingsError("MAYFLY_ACCESS_LOG_IP takes full, truncated or off.")
         for text in self.checkpoints:
             if "=" not in text:
                 raise SettingsError("MAYFLY_CHECKPOINTS takes NAME=PATH, comma-separated.")
+
+    @property
+    def access_log_folder(self) -> Path | None:
+        """Where the server log's files lie, if it is kept in files."""
+        return None if self.access_log in ("off", "stderr") else Path(self.access_log)
 
     def checkpoint_paths(self) -> dict[str, Path]:
         """Own weights by model name."""

@@ -87,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     account = kinds.add_parser("api", help="make an API key for an account")
     account.set_defaults(run=_keys_api)
 
+    logs = commands.add_parser("logs", help="server logs, for an attack that must be reported")
+    actions = logs.add_subparsers(required=True, metavar="ACTION")
+    export = actions.add_parser("export", help="print lines as JSON")
+    export.add_argument("--ip", default="", help="an address, or a network such as 203.0.113.0/24")
+    export.add_argument("--since", default="", help="a date or time, ISO 8601, UTC")
+    export.add_argument("--folder", type=Path, help="where they are (MAYFLY_ACCESS_LOG)")
+    export.set_defaults(run=_logs_export)
+
     demo = commands.add_parser("demo", help="run the main job end to end on a picture of coins")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     demo.set_defaults(run=_demo)
@@ -178,6 +186,20 @@ def _keys_api(_: argparse.Namespace) -> int:
     key = secrets.token_urlsafe(32)
     print(f"key (give it to the account, it is not shown again):  {key}")
     print(f"hash (add it to MAYFLY_API_KEY_HASHES):  {hashlib.sha256(key.encode()).hexdigest()}")
+    return 0
+
+
+def _logs_export(options: argparse.Namespace) -> int:
+    from api.access_log import export
+
+    folder = options.folder or Settings.from_env().access_log_folder
+    if folder is None or not folder.is_dir():
+        raise SettingsError("No server logs are kept here. Set MAYFLY_ACCESS_LOG, or --folder.")
+    try:
+        for line in export(folder, options.ip, options.since):
+            sys.stdout.buffer.write(line)
+    except ValueError as error:
+        raise SettingsError(f"{error}.") from None
     return 0
 
 

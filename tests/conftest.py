@@ -137,7 +137,7 @@ async def worker(
 async def running_front_door(
     settings: Settings, key: PrivateKey
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    """A front door on a real socket, with a client of it; `session.app` is the application."""
+    """A front door on a real socket, with a client of it."""
     app = make_app(settings, key.public)
     runner = make_runner(app, dataclasses.replace(settings, drain_s=1))
     await runner.setup()
