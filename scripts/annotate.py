@@ -95,8 +95,7 @@ async def run(options: argparse.Namespace) -> int:
                 wish = {"model": options.model, "min_score": options.min_score}
                 request = {k: v for k, v in wish.items() if v is not None} | {"prompts": boxes}
                 try:
-                    body = await client.annotate(path.read_bytes(), request, references)
-                    results[path] = msgspec.json.decode(body, type=Annotated)
+                    results[path] = await client.annotate(path.read_bytes(), request, references)
                 except (ServiceError, aiohttp.ClientError, TimeoutError) as error:
                     failures += 1
                     bar.write(f"{path}: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ import msgspec
 
 from jobs import formats
 from jobs.contract import Annotated, Box
-from scripts.client import Client
+from scripts.client import Client, ServiceError
 from scripts.draw import draw
 from scripts.local import local_service
 
@@ -40,7 +40,11 @@ async def run(out: Path) -> int:
         submitted = time.monotonic()
         result = msgspec.json.decode(await client.fetch(job), type=Annotated)
         fetched = time.monotonic()
-        again = await client.fetch_once(job)
+        try:
+            await client.fetch(job)
+            again = 200
+        except ServiceError as error:
+            again = error.status
     _say("service stopped")
 
     with (out / "coins.json").open("wb") as coco:

@@ -5,6 +5,9 @@ import time
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jobs.contract import Annotation, Box, BoxPrompt, ModelInfo, Request
 from worker.models.base import Pixels
 
@@ -58,3 +61,50 @@ class Echo:
 
     def finish(self, raw: Shown, item: Shown) -> list[Annotation]:
         return [Annotation(label, 1.0, box) for label, box in raw.boxes]
+
+
+class Bright:
+    """Finds the bright patches of an image, each with the label of the first positive prompt.
+
+    It looks at the pixels, so results differ from image to image, and costs next to nothing. Its
+    embeddings are a fixed text.
+    """
+
+    info = ModelInfo(
+        name="exemplar",
+        version="bright",
+        labels=[],
+        tasks=["detect", "embed"],
+        prompts=["box", "point", "embedding"],
+        outputs=["box"],
+        min_score=0.5,
+        nms_iou=0.5,
+        licence="none",
+    )
+    max_batch = 4
+
+    def prepare(self, images: Mapping[str, Pixels], request: Request) -> "Seen":
+        labels = [prompt.label for prompt in request.prompts if not prompt.negative]
+        return Seen(labels[0], images["image"][::8, ::8].max(2) > 200, request.task)
+
+    def bucket(self, item: "Seen") -> Hashable:
+        return item.task
+
+    def forward(self, items: list["Seen"]) -> list["Seen"]:
+        return items
+
+    def finish(self, raw: "Seen", item: "Seen") -> list[Annotation]:
+        columns = np.flatnonzero(np.diff(raw.bright.any(0), prepend=False, append=False))
+        finds = []
+        for x0, x1 in columns.reshape(-1, 2):
+            rows = np.flatnonzero(raw.bright[:, x0:x1].any(1))
+            score = float(raw.bright[rows[0] : rows[-1] + 1, x0:x1].mean())
+            left, top, right, bottom = (float(8 * at) for at in (x0, rows[0], x1, rows[-1] + 1))
+            finds.append(Annotation(raw.label, score, (left, top, right, bottom)))
+        return sorted(finds, key=lambda find: (-find.score, find.box))
+
+
+class Seen(NamedTuple):
+    label: str
+    bright: NDArray[np.bool_]
+    task: str
