@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from api import consent, service
 from api import jobs as job_handlers
-from api import service
 from api.access_log import AccessLog
-from api.keys import ACCESS_LOG, CHANGES, METRICS, PUBLIC_KEY, PULSE, SETTINGS, STORE
+from api.keys import ACCESS_LOG, CHANGES, METRICS, NOTICES, PUBLIC_KEY, PULSE, SETTINGS, STORE
 from api.metrics import Metrics
 from api.middleware import add_headers, observe, render_problems
+from api.notice import Notices
 from api.watch import Changes, Pulse
 from jobs.process import background
 from jobs.sealing import PublicKey
@@ -25,12 +26,17 @@ ROUTES = [
     web.delete("/v1/jobs/{id}", job_handlers.erase),
     web.get("/v1/models", service.models),
     web.get("/v1/info", service.info),
+    web.get("/v1/privacy/notice", service.notice),
+    web.get("/v1/privacy/consent", consent.show),
+    web.put("/v1/privacy/consent", consent.agree),
+    web.delete("/v1/privacy/consent", consent.withdraw),
     web.get("/healthz", service.healthz),
     web.get("/readyz", service.readyz),
     web.get("/metrics", service.metrics),
     web.get("/openapi.json", service.description),
     web.get("/", service.index),
     web.get("/docs", service.docs),
+    web.get("/privacy", service.privacy),
     web.get(r"/pages/{name:[a-z]+\.(js|css)}", service.page_file),
 ]
 
@@ -46,6 +52,7 @@ def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
     app[CHANGES] = Changes(store)
     app[PULSE] = pulse
     app[METRICS] = Metrics(pulse)
+    app[NOTICES] = Notices(settings)
     app[ACCESS_LOG] = AccessLog(settings)
     app.add_routes(ROUTES)
     app.on_response_prepare.append(add_headers)

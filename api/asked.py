@@ -1,5 +1,6 @@
 """What a request says besides its body: whose it is, and how it wants to be answered."""
 
+import contextlib
 import hashlib
 import hmac
 import re
@@ -104,6 +105,16 @@ def preferred_wait(request: web.Request) -> float:
     """RFC 7240: what cannot be understood is ignored, what is too much is cut."""
     found = re.search(r"\bwait=\"?(\d{1,6})\b", ",".join(request.headers.getall("Prefer", [])))
     return min(float(found[1]), MAX_WAIT_S) if found else 0.0
+
+
+def preferred_languages(request: web.Request) -> list[str]:
+    """What the browser asks for, best first, without regions: ``de-AT`` is ``de``."""
+    weighted = []
+    for part in request.headers.get("Accept-Language", "").split(",")[:20]:
+        name, _, weight = part.partition(";q=")
+        with contextlib.suppress(ValueError):
+            weighted.append((-float(weight or 1), name.strip().partition("-")[0].lower()))
+    return [name for _, name in sorted(weighted, key=lambda one: one[0])]
 
 
 def refuse_partial(request: web.Request) -> None:

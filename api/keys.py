@@ -4,6 +4,7 @@ from aiohttp import web
 
 from api.access_log import AccessLog
 from api.metrics import Metrics
+from api.notice import Notices
 from api.watch import Changes, Pulse
 from jobs.sealing import PublicKey
 from jobs.settings import Settings
@@ -15,6 +16,7 @@ PUBLIC_KEY = web.AppKey("public_key", PublicKey)
 CHANGES = web.AppKey("changes", Changes)
 PULSE = web.AppKey("pulse", Pulse)
 METRICS = web.AppKey("metrics", Metrics)
+NOTICES = web.AppKey("notices", Notices)
 ACCESS_LOG = web.AppKey("access_log", AccessLog)
 
 JOB = web.RequestKey("job", str)  # the id of the job that a request is about

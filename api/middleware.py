@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from api.access_log import Visit, shown_address, shown_browser, shown_referrer
-from api.keys import ACCESS_LOG, ANONYMOUS, JOB, METRICS, SETTINGS
+from api.keys import ACCESS_LOG, ANONYMOUS, JOB, METRICS, NOTICES, SETTINGS
 from jobs.problems import Problem
 from jobs.process import timestamp
 from jobs.store import STORE_ERRORS
@@ -114,6 +114,8 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     response.headers["Server"] = "mayfly"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
+    version = request.app[NOTICES].version  # RFC 6903 for the link, RFC 8288 for its title
+    response.headers["Link"] = f'</privacy>; rel="privacy-policy"; title="{version}"'
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers.setdefault(
         "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"

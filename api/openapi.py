@@ -5,15 +5,18 @@ from typing import Any
 
 import msgspec
 
+from api.consent import Selections, State
 from api.images import MEDIA_TYPES
+from api.notice import Notice
 from jobs import __version__, contract, formats
 
 Json = dict[str, Any]
 
 _REF = "#/components/schemas/{name}"
 _types = [contract.Request, contract.Annotated, contract.Embedded, contract.ModelInfo]
-(_request, _annotated, _embedded, _model), _schemas = msgspec.json.schema_components(
-    _types, ref_template=_REF
+_privacy_types = [Notice, State, Selections]
+(_request, _annotated, _embedded, _model, _notice, _consent, _selections), _schemas = (
+    msgspec.json.schema_components([*_types, *_privacy_types], ref_template=_REF)
 )
 
 _PROBLEM = {
@@ -53,6 +56,7 @@ _HEALTH = {"type": "object", "required": ["status"]}
 _REASONS = {
     400: "malformed; the code says what",
     401: "a key or token is wanted",
+    403: "not allowed; the code says why",
     404: "no such job for this token",
     408: "the upload took too long",
     409: "leased to another reader",
@@ -67,7 +71,11 @@ _REASONS = {
 
 
 def _json(schema: Json, description: str) -> Json:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+    return {"description": description, **_content(schema)}
+
+
+def _content(schema: Json) -> Json:
+    return {"content": {"application/json": {"schema": schema}}}
 
 
 def _problems(*statuses: int) -> Json:
@@ -210,6 +218,34 @@ DOCUMENT: Json = {
                 "summary": "Version, limits, retention",
                 "responses": {"200": _json(_INFO, "as configured here")},
             }
+        },
+        "/v1/privacy/notice": {
+            "get": {
+                "summary": "The privacy notice",
+                "parameters": [
+                    _parameter("query", "lang", {"type": "string"}, "en, de or zh, for example")
+                ],
+                "responses": {"200": _json(_notice, "with the periods that apply here")},
+            }
+        },
+        "/v1/privacy/consent": {
+            "get": {
+                "summary": "What a visitor agreed to keep in their browser",
+                "responses": {"200": _json(_consent, "what the cookie holds, if there is one")},
+            },
+            "put": {
+                "summary": "Agree to one cookie with selections, or change them",
+                "description": "Global Privacy Control and Do Not Track count as a no.",
+                "requestBody": {"required": True, **_content(_selections)},
+                "responses": {
+                    "200": _json(_consent, "kept in the cookie that comes with the answer"),
+                    **_problems(400, 403, 408, 413, 422),
+                },
+            },
+            "delete": {
+                "summary": "Withdraw: the cookie is deleted",
+                "responses": {"204": {"description": "it is"}},
+            },
         },
         "/healthz": {
             "get": {

@@ -5,8 +5,9 @@ from importlib.resources import files
 import msgspec
 from aiohttp import web
 
-from api import openapi
-from api.keys import METRICS, PUBLIC_KEY, PULSE, SETTINGS
+from api import consent, openapi
+from api.asked import preferred_languages
+from api.keys import METRICS, NOTICES, PUBLIC_KEY, PULSE, SETTINGS
 from jobs import __version__, formats
 from jobs.problems import Problem
 from jobs.sealing import key_text
@@ -106,6 +107,24 @@ async def index(_: web.Request) -> web.Response:
     return _page("index.html")
 
 
+async def privacy(request: web.Request) -> web.Response:
+    """The privacy notice, and what a person can do about their data."""
+    return _html(request.app[NOTICES].page(_language(request)))
+
+
+async def notice(request: web.Request) -> web.Response:
+    """The privacy notice as JSON."""
+    return _json(request.app[NOTICES].by_language[_language(request)])
+
+
+def _language(request: web.Request) -> str:
+    """Asked for, selected before, or preferred by the browser."""
+    given = consent.given(request)
+    selected = given.selections.language if given else None
+    asked = (request.query.get("lang", ""), selected or "", *preferred_languages(request))
+    return request.app[NOTICES].language(*asked)
+
+
 async def page_file(request: web.Request) -> web.Response:
     """A script or style sheet of the pages."""
     return _page(request.match_info["name"])
@@ -115,9 +134,13 @@ def _page(name: str) -> web.Response:
     source = files("api").joinpath("pages", name)
     if not source.is_file():
         raise web.HTTPNotFound
+    return _html(source.read_bytes(), _PAGE_TYPES[name.rpartition(".")[2]])
+
+
+def _html(body: bytes, content_type: str = "text/html") -> web.Response:
     return web.Response(
-        body=source.read_bytes(),
-        content_type=_PAGE_TYPES[name.rpartition(".")[2]],
+        body=body,
+        content_type=content_type,
         charset="utf-8",
         headers={"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "no-cache"},
     )

@@ -12,6 +12,7 @@ from jobs.problems import Problem
 from jobs.settings import Settings
 
 _CHUNK = 256 * 1024
+_MAX_SMALL_BYTES = 4096
 _MAX_REQUEST_BYTES = 2 * 1024 * 1024  # embeddings travel in it
 # all that aiohttp's parser raises for one broken form or another
 _UNREADABLE = (
@@ -55,21 +56,30 @@ async def read_upload(request: web.Request, settings: Settings) -> Upload:
             body = await _read_raw(request, settings.max_image_bytes)
             return Upload(request.query.get("request", "{}").encode(), {MAIN_IMAGE: body})
     except TimeoutError:
-        raise Problem(
-            408,
-            "upload_too_slow",
-            f"The upload took longer than {settings.upload_timeout_s:g} s. Send a smaller image.",
-        ) from None
+        raise _too_slow(settings) from None
 
 
-async def _read_raw(request: web.Request, limit: int) -> bytes:
+async def read_small(request: web.Request, settings: Settings) -> bytes:
+    """Read a body of at most 4 kB: a form's fields, not an image.
+
+    Raises:
+        Problem: 408 too slow, 413 too large.
+    """
+    try:
+        async with asyncio.timeout(settings.upload_timeout_s):
+            return await _read_raw(request, _MAX_SMALL_BYTES, "The body")
+    except TimeoutError:
+        raise _too_slow(settings) from None
+
+
+async def _read_raw(request: web.Request, limit: int, what: str = "The image") -> bytes:
     if (request.content_length or 0) > limit:
-        raise _too_large("The image", limit)
+        raise _too_large(what, limit)
     body = bytearray()
     async for chunk in request.content.iter_chunked(_CHUNK):
         body += chunk
         if len(body) > limit:
-            raise _too_large("The image", limit)
+            raise _too_large(what, limit)
     return bytes(body)
 
 
@@ -113,6 +123,14 @@ async def _read_part(part: BodyPartReader, limit: int) -> bytes:
         if len(data) > limit:
             raise _too_large("A part", limit)
     return bytes(data)
+
+
+def _too_slow(settings: Settings) -> Problem:
+    return Problem(
+        408,
+        "upload_too_slow",
+        f"The upload took longer than {settings.upload_timeout_s:g} s. Send a smaller image.",
+    )
 
 
 def _too_large(what: str, limit: int) -> Problem:

@@ -65,6 +65,14 @@ class Settings:
     )
     drain_s: float = _setting(10.0, "How long running jobs and requests may finish at shutdown.")
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR.")
+    controller: str = _setting("", "Name and address of who answers for the data.")
+    contact: str = _setting("", "Where to write to about them, an e-mail address for example.")
+    supervisory_authority: str = _setting("", "The authority to complain to.")
+    languages: tuple[str, ...] = _setting(
+        ("en", "de", "zh"), "Languages of the privacy notice, the default one first."
+    )
+    notice_date: str = _setting("", "Day from which the notice is in effect; its own by default.")
+    notice_file: Path | None = _setting(None, "A notice of one's own instead of the packaged one.")
     access_log: str = _setting(
         "stderr", "Where a line a request goes: a folder, `stderr` (names nobody there) or `off`."
     )

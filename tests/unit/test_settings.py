@@ -61,6 +61,5 @@ def test_every_setting_is_documented_with_its_default() -> None:
     shown = Settings().shown()
     assert documented.keys() == {variable(setting) for setting in fields(Settings)}
     for name, default in documented.items():
-        assert default == {"": "", "None": "", "()": ""}.get(
-            shown[name], shown[name].strip("(),'")
-        ), name
+        expected = {"None": "", "()": ""}.get(shown[name], shown[name])
+        assert default == expected.strip("(),'").replace("', '", ","), name
