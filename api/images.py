@@ -5,7 +5,7 @@ import re
 
 import imagesize
 
-from jobs.contract import Size
+from jobs.contract import WEBP_COST, Size
 from jobs.problems import Problem, unprocessable
 
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
@@ -40,11 +40,12 @@ def check_image(data: bytes, max_pixels: int) -> Size:
         raise unprocessable(
             "image_undecodable", "The image is damaged: its header gives no size. Save it again."
         )
-    if width * height > max_pixels:
+    allowed = int(max_pixels / WEBP_COST) if data.startswith(b"RIFF") else max_pixels
+    if width * height > allowed:
         raise Problem(
             413,
             "too_many_pixels",
-            f"The image has {width} x {height} pixels, more than the {max_pixels} that are "
+            f"The image has {width} x {height} pixels, more than the {allowed} that are "
             "allowed. Scale it down or cut it into tiles.",
         )
     return Size(width, height)

@@ -9,6 +9,7 @@ from api import consent, openapi
 from api.asked import preferred_languages
 from api.keys import METRICS, NOTICES, PUBLIC_KEY, PULSE, SETTINGS
 from jobs import __version__, formats
+from jobs.contract import WEBP_COST
 from jobs.problems import Problem
 from jobs.sealing import key_text
 
@@ -41,6 +42,7 @@ async def info(request: web.Request) -> web.Response:
                 "max_body_bytes": settings.max_body_bytes,
                 "max_images": settings.max_images,
                 "max_pixels": settings.max_pixels,
+                "max_webp_pixels": int(settings.max_pixels / WEBP_COST),
                 "quota_per_minute": settings.quota_per_minute,
                 "upload_timeout_s": settings.upload_timeout_s,
             },

@@ -19,6 +19,9 @@ PromptType = Literal["box", "point", "text", "embedding"]
 Label = Hint[str, Meta(min_length=1, max_length=200)]
 Unit = Hint[float, Meta(ge=0, le=1)]
 
+# Memory that a pixel of WebP takes while decoded, against one of JPEG or PNG: its reader holds
+# two canvases and a copy. So fewer of them are taken.
+WEBP_COST = 1.7
 MAIN_IMAGE = "image"  # the part that is annotated; prompts may lie on others and name them
 
 

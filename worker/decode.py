@@ -16,6 +16,7 @@ import numpy as np
 # Registered here, because Pillow's first `open` would otherwise look for plugins on some thread.
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
+from jobs.contract import WEBP_COST
 from jobs.problems import Problem, unprocessable
 from worker.models.base import Pixels
 
@@ -23,9 +24,15 @@ from worker.models.base import Pixels
 # segments keep a thread and Python's lock for seconds, some other content for minutes.
 MAX_SCANS = 64  # encoders write about ten; each one costs a walk over the whole image
 MAX_SEGMENTS = 2_000  # of a JPEG; an ICC profile may take 255
-MAX_EXIF_SEGMENTS = 64  # Pillow joins them one by one, each time copying all
+MAX_PARSED_SEGMENTS = 64  # Exif, which Pillow joins one by one, and Photoshop's lists of blocks
 MAX_JUNK_BYTES = 65_536  # between the segments before a JPEG's first scan
+MAX_FILL_BYTES = 4_096  # FF before a later marker: libjpeg reads them anew with each new buffer
 MAX_CHUNKS = 20_000  # of a PNG; 20 MB in pieces of 1 kB
+
+# Decoding takes at most 10 bytes a pixel that is allowed: Pillow's image has 4, the coefficients of
+# a progressive JPEG 6 besides, or else the result 3. What takes more counts for more pixels.
+CMYK_COST = 1.2  # 12 bytes: coefficients of four channels
+_STRIP_PIXELS = 500_000  # converted at a time
 
 _SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -35,6 +42,7 @@ _SIGNATURES = {
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _JPEG_END = b"\xd9"
 _JPEG_SCAN = b"\xda"
+_JPEG_PARSED = (b"Exif\0\0", b"Photoshop 3.0\0")
 _JPEG_NEVER_BEFORE_PIXELS = {_JPEG_END, b"\xc8", *(bytes([code]) for code in range(0xF0, 0xFE))}
 
 # Set once, for every thread. `decode` has a limit of its own, which Pillow's would only forestall
@@ -48,11 +56,12 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
     """Decode one image. Safe to call from several threads.
 
     Of an animation, the first frame counts. Transparency is laid over white. 16-bit grey is scaled
-    to 8 bits. Memory peaks at 10 (JPEG) to 23 (WebP) bytes a pixel.
+    to 8 bits. Memory peaks at 10 bytes a pixel of `max_pixels`.
 
     Args:
         data: the whole file.
-        max_pixels: most pixels (width times height) that are decoded.
+        max_pixels: most pixels (width times height) that are decoded; of WebP and CMYK, which
+            take more memory for each, fewer by `WEBP_COST` and `CMYK_COST`.
 
     Returns:
         uint8 array (height, width, 3), RGB, as displayed (EXIF orientation applied), contiguous,
@@ -60,7 +69,7 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
 
     Raises:
         Problem: 415 ``not_an_image`` for anything but JPEG, PNG and WebP, 413 ``too_many_pixels``
-            above `max_pixels`, 422 ``image_undecodable`` for a damaged or truncated file. The
+            above that, 422 ``image_undecodable`` for a damaged or truncated file. The
             details are fixed sentences, with the dimensions at most.
     """
     kind = next((name for name, start in _SIGNATURES.items() if start.match(data)), None)
@@ -74,13 +83,14 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
         if not _is_bounded(kind, data):
             raise _undecodable()
         with Image.open(BytesIO(data), formats=[kind]) as image:
-            _check_size(image.size, max_pixels)
+            cost = WEBP_COST if kind == "WEBP" else CMYK_COST if image.mode == "CMYK" else 1
+            _check_size(image.size, int(max_pixels / cost))
             image.load()
             # After the pixels, because PNG may carry its EXIF behind them.
             orientation = _orientation(image.info.get("exif"))
             if kind == "PNG":
                 _scale_key_colour(image, depth=data[24])
-            return _upright(_rgb(image), orientation)
+            return _upright(image, orientation)
     except Problem:
         raise
     except Exception:  # of every kind: SyntaxError, OSError, struct.error, ... (hostile input)
@@ -118,7 +128,7 @@ def _jpeg_is_bounded(data: bytes) -> bool:
     data: libjpeg does not skip behind them. Before the first scan, what libjpeg would refuse is
     refused here, because Pillow's own reader goes on byte by byte.
     """
-    scans = segments = exifs = junk = position = 0
+    scans = segments = parsed = junk = position = 0
     while True:
         end = len(data) if scans else position + MAX_JUNK_BYTES
         marker = _JPEG_MARKER.search(data, position, end)
@@ -129,12 +139,14 @@ def _jpeg_is_bounded(data: bytes) -> bool:
             junk += marker.start() - position
             if junk > MAX_JUNK_BYTES or code in _JPEG_NEVER_BEFORE_PIXELS:
                 return False
+        elif data.find(b"\xff" * MAX_FILL_BYTES, position, marker.start()) >= 0:
+            return False
         elif code == _JPEG_END:
             return True
         segments += 1
         scans += code == _JPEG_SCAN
-        exifs += data.startswith(b"Exif\0\0", after + 2)
-        if scans > MAX_SCANS or segments > MAX_SEGMENTS or exifs > MAX_EXIF_SEGMENTS:
+        parsed += data.startswith(_JPEG_PARSED, after + 2)
+        if scans > MAX_SCANS or segments > MAX_SEGMENTS or parsed > MAX_PARSED_SEGMENTS:
             return False
         position = after + int.from_bytes(data[after : after + 2], "big")
 
@@ -187,6 +199,28 @@ def _scale_key_colour(image: Image.Image, depth: int) -> None:
         image.info.pop("transparency", None)
 
 
+def _upright(image: Image.Image, orientation: int) -> Pixels:
+    """The loaded image as displayed: strip by strip, so that no second one of its size is made."""
+    width, height = image.size
+    shape = (width, height) if orientation >= 5 else (height, width)
+    upright = np.empty((*shape, 3), np.uint8)
+    stored = _as_stored(upright, orientation)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        stored[top:bottom] = _rgb(image.crop((0, top, width, bottom)))
+    return upright
+
+
+def _as_stored(upright: Pixels, orientation: int) -> Pixels:
+    """A view of displayed pixels in the order of the file, by one of EXIF's eight orientations."""
+    if orientation in (3, 4, 7, 8):
+        upright = upright[::-1]
+    if orientation in (2, 3, 6, 7):
+        upright = upright[:, ::-1]
+    return upright.transpose(1, 0, 2) if orientation >= 5 else upright
+
+
 def _rgb(image: Image.Image) -> Pixels:
     """Any of Pillow's modes as (height, width, 3) uint8."""
     if image.mode.startswith("I"):
@@ -207,14 +241,3 @@ def _rgb_from_16_bits(image: Image.Image) -> Pixels:
     if key is not None:
         grey[wide == key] = 255
     return np.repeat(grey[:, :, None], 3, axis=2)
-
-
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo the eight orientations of EXIF."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)

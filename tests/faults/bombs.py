@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jobs.contract import WEBP_COST
+from worker.decode import CMYK_COST
+
 File = tuple[str, bytes]
 FILE_BYTES = 20 * 1024 * 1024 - 4096  # what the front door takes
 
@@ -23,22 +26,28 @@ def bombs(max_pixels: int) -> Iterator[File]:
 def pixels(max_pixels: int) -> Iterator[File]:
     """Plain pictures up to the limit, and a row above it."""
     side = int(max_pixels**0.5)
+    webp_side, cmyk_side = (int((max_pixels / cost) ** 0.5) for cost in (WEBP_COST, CMYK_COST))
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         yield f"png {mode}", encode(plain(mode, (side, side)), "PNG")
     yield "png RGBA 16 bits", png((side, side), 16, 6, bytes(side * (1 + 8 * side)))
-    for mode in ("L", "RGB", "CMYK"):
-        yield f"jpeg {mode}", encode(plain(mode, (side, side)), "JPEG")
-    tall = (1000, max_pixels // 1000)
-    above = (side + 1, max_pixels // side + 1)
-    for shape, size in (("square", (side, side)), ("tall", tall), ("above", above)):
+    for mode, across in (("L", side), ("RGB", side), ("CMYK", cmyk_side)):
+        image = plain(mode, (across, across))
+        yield f"jpeg {mode}", encode(image, "JPEG")
+        whole: dict[str, Any] = {"progressive": True, "subsampling": 0}
+        yield f"jpeg progressive {mode}", encode(image, "JPEG", **whole)
+    for shape, size in (
+        ("square", (side, side)),
+        ("tall", (1000, max_pixels // 1000)),
+        ("above", (side + 1, max_pixels // side + 1)),
+    ):
         image = plain("RGB", size)
         yield f"png {shape}", encode(image, "PNG")
         yield f"jpeg progressive {shape}", encode(image, "JPEG", progressive=True)
-        if max(size) <= 16_383:
-            yield f"webp {shape}", encode(image, "WEBP", method=0)
-            clear = image.convert("RGBA")
-            clear.putalpha(100)
-            yield f"webp alpha {shape}", encode(clear, "WEBP", method=0, lossless=True, quality=0)
+    for shape, across in (("square", webp_side), ("above", webp_side + 1)):
+        image = plain("RGB", (across, across))
+        yield f"webp {shape}", encode(image, "WEBP", method=0)
+        image.putalpha(100)
+        yield f"webp alpha {shape}", encode(image, "WEBP", method=0, lossless=True, quality=0)
 
 
 def declared(_: int) -> Iterator[File]:
@@ -145,7 +154,7 @@ def frames(max_pixels: int) -> Iterator[File]:
         return webp_file(header + riff(b"ANIM", bytes(6)) + frame * count)
 
     yield "webp 200000 frames", animation(8, 200_000)
-    yield "webp canvas at the limit", animation(min(int(max_pixels**0.5), 16_383), 2)
+    yield "webp canvas at the limit", animation(int((max_pixels / WEBP_COST) ** 0.5), 2)
     more = [Image.new("RGB", (8, 8), (n % 256, n // 256, 9)) for n in range(300)]
     yield "png 300 frames", encode(more[0], "PNG", save_all=True, append_images=more[1:])
     control = chunk(b"acTL", b"\x7f\xff\xff\xff\0\0\0\0")

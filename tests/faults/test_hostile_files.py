@@ -6,15 +6,16 @@ A few hundred here; `python -m tests.faults.hostile` runs ten thousand and print
 import hashlib
 import os
 import time
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.bombs import encode, plain
+from tests.faults.bombs import encode, pixels, plain
 from tests.faults.hostile import damaged, files
-from tests.faults.ordeal import MB, Rules, endure
+from tests.faults.ordeal import MB, MEMORY, Rules, endure
 
 MANY = 4_000_000
 HERE = "tests.faults.test_hostile_files"
@@ -26,7 +27,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="m
 @linux
 def test_no_file_breaks_a_rule() -> None:
     """All bombs, and a sample of every family of damage."""
-    report = endure(islice(files(1, MANY), 600), MANY, Rules(memory=80 * MB + 24 * MANY))
+    report = endure(islice(files(1, MANY), 600), MANY, Rules(memory=160 * MB))
     print(report.table())  # noqa: T201 - the figures, with pytest -rP
     assert report.broken() == []
     outcomes = {verdict.outcome for _, verdict in report.verdicts}
@@ -34,6 +35,16 @@ def test_no_file_breaks_a_rule() -> None:
     good = [verdict for name, verdict in report.verdicts if name.startswith("good")]
     assert {(verdict.outcome, verdict.front) for verdict in good} == {("decoded", "decoded")}
     assert not any(verdict.sizes_differ for verdict in good)  # of others, the two may disagree
+
+
+@linux
+def test_ten_bytes_for_each_pixel_that_is_allowed() -> None:
+    """Of every format and mode the largest picture: what sizes a worker's memory."""
+    limit = 6_000_000
+    report = endure(pixels(limit), limit, Rules(memory=MEMORY + 10 * limit))
+    assert report.broken() == []
+    outcomes = Counter(verdict.outcome for _, verdict in report.verdicts)
+    assert outcomes == {"decoded": 20, "too_many_pixels": 4}
 
 
 def test_the_same_seed_makes_the_same_files() -> None:
@@ -82,8 +93,8 @@ def blames_us(_: bytes, __: int) -> Any:
     [
         (dies, "DEATH 3"),
         (raises, "RAISED VALUEERROR"),
-        (devours, "took 1"),
-        (sleeps, "took 2"),
+        (devours, " MB"),
+        (sleeps, "decoder took"),
         (hangs, "HANG OF 1 S"),
         (blames_us, "STATUS 500"),
     ],

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import random
 import struct
 import threading
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 from skimage.data import astronaut
 
+from jobs.contract import WEBP_COST
 from jobs.problems import Problem
 from worker import decode as module
 from worker.decode import decode
@@ -264,7 +266,7 @@ def test_first_picture_of_a_multi_picture_jpeg_counts() -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_one_pixel(kind: str) -> None:
-    got = decode(encode(Image.new("RGB", (1, 1), (9, 9, 9)), kind), 1)
+    got = decode(encode(Image.new("RGB", (1, 1), (9, 9, 9)), kind), 2)
     assert got.shape == (1, 1, 3)
     assert close(got, np.full((1, 1, 3), 9), 1)
 
@@ -382,8 +384,9 @@ def test_flipped_bytes_give_pixels_or_a_problem(kind: str) -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_pixel_limit_is_exact(kind: str) -> None:
     data = encode(Image.fromarray(picture()), kind)
-    assert decode(data, 24 * 40).shape == (24, 40, 3)
-    problem = refused(data, 24 * 40 - 1)
+    limit = math.ceil(24 * 40 * (WEBP_COST if kind == "WEBP" else 1))
+    assert decode(data, limit).shape == (24, 40, 3)
+    problem = refused(data, limit - 1)
     assert (problem.status, problem.code) == (413, "too_many_pixels")
     assert "40 x 24" in problem.detail
 
@@ -439,6 +442,7 @@ def test_scans_of_a_thumbnail_or_behind_the_image_do_not_count() -> None:
 
 COMMENT = b"\xff\xfe\0\2"
 SMALL_EXIF = b"\xff\xe1\0\x09Exif\0\0a"
+PHOTOSHOP = b"\xff\xed\0\x10Photoshop 3.0\0"
 
 
 @pytest.mark.parametrize(
@@ -449,6 +453,8 @@ SMALL_EXIF = b"\xff\xe1\0\x09Exif\0\0a"
         (b"\xff\xe2\xff\xff" + bytes(65_533), True),
         (SMALL_EXIF * 64, True),
         (SMALL_EXIF * 65, False),
+        (PHOTOSHOP * 64, True),
+        (PHOTOSHOP * 65, False),
         (bytes(60_000), True),
         (bytes(70_000), False),
         (b"\xff" * 60_000, True),
@@ -472,6 +478,15 @@ def test_structure_of_a_jpeg_is_bounded(structure: bytes, taken: bool) -> None:
 def test_segments_behind_the_pixels_count_too() -> None:
     good = encode(Image.fromarray(picture()), "JPEG")
     assert refused(good[:-2] + COMMENT * 2000 + good[-2:]).code == "image_undecodable"
+
+
+def test_fill_behind_the_pixels_is_bounded() -> None:
+    """20 MB of it took seconds."""
+    good = encode(Image.fromarray(picture()), "JPEG")
+    few = good[:-2] + b"\xff" * 4000 + good[-2:]
+    assert np.array_equal(decode(few, MANY), decode(good, MANY))
+    assert refused(good[:-2] + b"\xff" * 4100 + good[-2:]).code == "image_undecodable"
+    assert np.array_equal(decode(good + b"\xff" * 9000 + b"\xd9", MANY), decode(good, MANY))
 
 
 @pytest.mark.parametrize("name", [b"abCd", b"IDAT", b"fcTL"])

@@ -1,6 +1,7 @@
 """What the front door says of an image by its header alone."""
 
 import io
+import struct
 from typing import Any
 
 import pytest
@@ -23,6 +24,16 @@ def refused(data: bytes) -> str:
     with pytest.raises(Problem) as caught:
         check_image(data, MANY)
     return caught.value.code
+
+
+def test_of_webp_fewer_pixels_are_taken() -> None:
+    """The decoder needs more memory for each; what it would refuse is refused at once."""
+    header = b"RIFF\0\0\0\0WEBPVP8X" + struct.pack("<II", 10, 0)
+    side = struct.pack("<I", 5_399)[:3]
+    assert check_image(header + side * 2, 50_000_000) == Size(5_400, 5_400)
+    with pytest.raises(Problem) as caught:
+        check_image(header + side * 2, 49_000_000)
+    assert caught.value.code == "too_many_pixels"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 30), (255, 256), (16_383, 2)])
