@@ -12,6 +12,7 @@ from api.keys import ACCESS_LOG, CHANGES, METRICS, NOTICES, PUBLIC_KEY, PULSE, S
 from api.metrics import Metrics
 from api.middleware import add_headers, observe, render_problems
 from api.notice import Notices
+from api.transport import refuse_plain
 from api.watch import Changes, Pulse
 from jobs.process import background
 from jobs.sealing import PublicKey
@@ -43,7 +44,7 @@ ROUTES = [
 
 def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
     """Build the front door. Does no I/O: Redis is reached when the app starts."""
-    app = web.Application(middlewares=[observe, render_problems])
+    app = web.Application(middlewares=[observe, render_problems, refuse_plain])
     store = Store.open(settings)
     pulse = Pulse(store)
     app[SETTINGS] = settings

@@ -8,6 +8,7 @@ import re
 from aiohttp import web
 
 from api.keys import JOB, SETTINGS
+from api.transport import client_address
 from jobs import formats
 from jobs.problems import Problem, job_not_found
 from jobs.sealing import Capability
@@ -19,7 +20,7 @@ def account(request: web.Request) -> str:
     """Whom a quota counts: the account's key where keys are needed, else the address."""
     hashes = request.app[SETTINGS].api_key_hashes
     if not hashes:
-        return f"address {request.remote}"
+        return f"address {client_address(request)}"
     digest = hashlib.sha256(_bytes(request.headers.get("X-API-Key", ""))).hexdigest()
     if not any([hmac.compare_digest(digest, known.lower()) for known in hashes]):  # noqa: C419 - no early end
         raise Problem(

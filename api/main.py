@@ -9,6 +9,7 @@ from yarl import URL
 
 from api.app import make_app
 from api.service import why_not_ready
+from api.transport import load_certificate
 from jobs.process import background, harden, stop_signal
 from jobs.sealing import PublicKey
 from jobs.settings import Settings, SettingsError
@@ -24,11 +25,17 @@ async def run(settings: Settings) -> int:
             "Make a key pair with `mayfly keys worker` and give the front door its public half."
         )
     app = make_app(settings, PublicKey.load(settings.worker_public_key_file))
+    certificate = load_certificate(settings)
     harden()
     runner = make_runner(app, settings)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port)
+        site = web.TCPSite(
+            runner,
+            settings.host,
+            settings.port,
+            ssl_context=certificate.context if certificate else None,
+        )
         try:
             await site.start()
         except OSError as error:
@@ -37,7 +44,8 @@ async def run(settings: Settings) -> int:
                 "Choose another --port, or stop what listens there."
             ) from None
         stopping = stop_signal()
-        async with background(_announce(app, _url(settings.host, runner))):
+        watching = [certificate.watch()] if certificate else []
+        async with background(_announce(app, _url(settings, runner)), *watching):
             await stopping.wait()
     finally:
         await runner.cleanup()
@@ -86,6 +94,6 @@ async def _announce(app: web.Application, url: str) -> None:
     print(f"ready {url}", flush=True)  # noqa: T201 - what scripts and people wait for
 
 
-def _url(host: str, runner: web.AppRunner) -> str:
-    port = runner.addresses[0][1]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(settings: Settings, runner: web.AppRunner) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{'https' if settings.tls_cert else 'http'}://{host}:{runner.addresses[0][1]}"

@@ -9,11 +9,13 @@ from aiohttp.typedefs import Handler
 
 from api.access_log import Visit, shown_address, shown_browser, shown_referrer
 from api.keys import ACCESS_LOG, ANONYMOUS, JOB, METRICS, NOTICES, SETTINGS
+from api.transport import came_encrypted, client_address
 from jobs.problems import Problem
 from jobs.process import timestamp
 from jobs.store import STORE_ERRORS
 
 log = logging.getLogger(__name__)
+_PERMISSIONS = "camera=(), microphone=(), geolocation=(), payment=(), usb=(), browsing-topics=()"
 
 
 @web.middleware
@@ -52,7 +54,7 @@ def _visitor(request: web.Request) -> dict[str, str | None]:
     if request.get(ANONYMOUS):
         return {"ip": None, "browser": None, "referrer": None}
     return {
-        "ip": shown_address(request.remote, request.app[SETTINGS].access_log_ip),
+        "ip": shown_address(client_address(request), request.app[SETTINGS].access_log_ip),
         "browser": shown_browser(request.headers.get(hdrs.USER_AGENT)),
         "referrer": shown_referrer(request.headers.get(hdrs.REFERER)),
     }
@@ -116,6 +118,12 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     response.headers["Referrer-Policy"] = "no-referrer"
     version = request.app[NOTICES].version  # RFC 6903 for the link, RFC 8288 for its title
     response.headers["Link"] = f'</privacy>; rel="privacy-policy"; title="{version}"'
+    response.headers["X-Frame-Options"] = "DENY"
+    response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    response.headers["Permissions-Policy"] = _PERMISSIONS
+    if (seconds := request.app[SETTINGS].hsts_s) and came_encrypted(request):
+        response.headers["Strict-Transport-Security"] = f"max-age={seconds}"
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers.setdefault(
         "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"

@@ -49,14 +49,22 @@ _MODELS = {
 }
 _INFO = {
     "type": "object",
-    "required": ["version", "limits", "retention", "formats", "api_key_required", "sealing_key"],
+    "required": [
+        "version",
+        "limits",
+        "retention",
+        "transport",
+        "formats",
+        "api_key_required",
+        "sealing_key",
+    ],
 }
 _HEALTH = {"type": "object", "required": ["status"]}
 
 _REASONS = {
     400: "malformed; the code says what",
     401: "a key or token is wanted",
-    403: "not allowed; the code says why",
+    403: "not allowed, or it came in the clear; the code says why",
     404: "no such job for this token",
     408: "the upload took too long",
     409: "leased to another reader",
@@ -157,7 +165,7 @@ DOCUMENT: Json = {
                 "responses": {
                     "200": _RESULT,
                     "202": _json(_STATE_REF, "accepted; poll the links with the token"),
-                    **_problems(400, 401, 408, 409, 410, 413, 415, 422, 429, 500, 503),
+                    **_problems(400, 401, 403, 408, 409, 410, 413, 415, 422, 429, 500, 503),
                 },
             }
         },
@@ -168,7 +176,7 @@ DOCUMENT: Json = {
                 "parameters": [_ID, _WAIT],
                 "responses": {
                     "200": _json(_STATE_REF, "where it is"),
-                    **_problems(400, 401, 404, 410, 503),
+                    **_problems(400, 401, 403, 404, 410, 503),
                 },
             },
             "delete": {
@@ -177,7 +185,7 @@ DOCUMENT: Json = {
                 "parameters": [_ID, _READER],
                 "responses": {
                     "204": {"description": "nothing of it is left"},
-                    **_problems(400, 401, 404, 409, 503),
+                    **_problems(400, 401, 403, 404, 409, 503),
                 },
             },
         },
@@ -189,7 +197,7 @@ DOCUMENT: Json = {
                 "responses": {
                     "200": _RESULT,
                     "202": _json(_STATE_REF, "not ready; ask again"),
-                    **_problems(400, 401, 404, 409, 410, 413, 415, 422, 500, 503),
+                    **_problems(400, 401, 403, 404, 409, 410, 413, 415, 422, 500, 503),
                 },
             }
         },
@@ -203,20 +211,20 @@ DOCUMENT: Json = {
                         "description": "`status` events until the job is over",
                         "content": {"text/event-stream": {}},
                     },
-                    **_problems(401, 404, 410, 503),
+                    **_problems(401, 403, 404, 410, 503),
                 },
             }
         },
         "/v1/models": {
             "get": {
                 "summary": "What can be asked for",
-                "responses": {"200": _json(_MODELS, "the served models")},
+                "responses": {"200": _json(_MODELS, "the served models"), **_problems(403)},
             }
         },
         "/v1/info": {
             "get": {
                 "summary": "Version, limits, retention",
-                "responses": {"200": _json(_INFO, "as configured here")},
+                "responses": {"200": _json(_INFO, "as configured here"), **_problems(403)},
             }
         },
         "/v1/privacy/notice": {
@@ -225,13 +233,19 @@ DOCUMENT: Json = {
                 "parameters": [
                     _parameter("query", "lang", {"type": "string"}, "en, de or zh, for example")
                 ],
-                "responses": {"200": _json(_notice, "with the periods that apply here")},
+                "responses": {
+                    "200": _json(_notice, "with the periods that apply here"),
+                    **_problems(403),
+                },
             }
         },
         "/v1/privacy/consent": {
             "get": {
                 "summary": "What a visitor agreed to keep in their browser",
-                "responses": {"200": _json(_consent, "what the cookie holds, if there is one")},
+                "responses": {
+                    "200": _json(_consent, "what the cookie holds, if there is one"),
+                    **_problems(403),
+                },
             },
             "put": {
                 "summary": "Agree to one cookie with selections, or change them",
@@ -244,7 +258,7 @@ DOCUMENT: Json = {
             },
             "delete": {
                 "summary": "Withdraw: the cookie is deleted",
-                "responses": {"204": {"description": "it is"}},
+                "responses": {"204": {"description": "it is"}, **_problems(403)},
             },
         },
         "/healthz": {

@@ -34,6 +34,7 @@ async def info(request: web.Request) -> web.Response:
     """Version, limits and retention, as they are configured here."""
     settings = request.app[SETTINGS]
     key = request.app[PUBLIC_KEY]
+    behind = settings.trusted_proxies
     return _json(
         {
             "version": __version__,
@@ -51,6 +52,10 @@ async def info(request: web.Request) -> web.Response:
                 "result_ttl_s": settings.result_ttl_s,
                 "lease_s": settings.lease_s,
                 "lease_grace_s": settings.lease_grace_s,
+            },
+            "transport": {
+                "tls": "here" if settings.tls_cert else "proxy" if behind else "loopback",
+                "trusted_proxies": list(settings.trusted_proxies),
             },
             "formats": list(formats.FORMATS),
             "api_key_required": bool(settings.api_key_hashes),

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
+from functools import cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -26,6 +28,14 @@ class Settings:
     )
     host: str = _setting("127.0.0.1", "Address that the front door listens on.")
     port: int = _setting(8080, "Port that the front door listens on; 0 picks a free one.")
+    tls_cert: Path | None = _setting(None, "Front door: PEM file with its certificate chain.")
+    tls_key: Path | None = _setting(None, "Front door: PEM file with the certificate's key.")
+    hsts_s: int = _setting(
+        31_536_000, "How long browsers remember to use TLS only; 0 leaves the header out."
+    )
+    trusted_proxies: tuple[str, ...] = _setting(
+        (), "Addresses or networks of proxies whose X-Forwarded-For and -Proto are believed."
+    )
     image_ttl_s: int = _setting(120, "Longest time that an image waits for its annotation.")
     result_ttl_s: int = _setting(300, "Longest time that a result waits to be fetched.")
     lease_s: int = _setting(10, "How long a result stays leased to one Idempotency-Key.")
@@ -125,6 +135,17 @@ class Settings:
         for text in self.checkpoints:
             if "=" not in text:
                 raise SettingsError("MAYFLY_CHECKPOINTS takes NAME=PATH, comma-separated.")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise SettingsError("MAYFLY_TLS_CERT and MAYFLY_TLS_KEY belong together: set both.")
+        self.proxy_networks()
+
+    def proxy_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """`trusted_proxies`, read.
+
+        Raises:
+            SettingsError: one of them is neither an address nor a network.
+        """
+        return _networks(self.trusted_proxies)
 
     @property
     def access_log_folder(self) -> Path | None:
@@ -153,6 +174,25 @@ class Settings:
 def variable(setting: "Field[Any]") -> str:
     """The environment variable of a setting."""
     return f"MAYFLY_{setting.name.upper()}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to `host` stays on this machine."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@cache
+def _networks(texts: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(text) for text in texts)
+    except ValueError:
+        raise SettingsError(
+            "MAYFLY_TRUSTED_PROXIES takes addresses and networks, comma-separated, for example "
+            "10.0.0.7, 10.1.0.0/16."
+        ) from None
 
 
 def _convert(name: str, text: str, kind: Any) -> Any:

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable
+from ssl import TLSVersion
 from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
@@ -19,6 +20,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from arq.jobs import serialize_job
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import PubSub
+from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.commands.core import AsyncScript
@@ -28,7 +30,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from jobs import lua
 from jobs.contract import ModelInfo
-from jobs.settings import Settings, SettingsError
+from jobs.settings import Settings, SettingsError, is_loopback
 
 PREFIX = "mayfly:"
 QUEUE_PREFIX = PREFIX + "queue:"
@@ -137,6 +139,7 @@ def connection_pool(settings: Settings, *, patient: bool = False) -> BlockingCon
         )
     retries = 40 if patient else 1
     try:
+        encryption = _encryption(settings.redis_url)
         return BlockingConnectionPool.from_url(
             settings.redis_url,
             max_connections=64,
@@ -148,11 +151,41 @@ def connection_pool(settings: Settings, *, patient: bool = False) -> BlockingCon
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), retries),
             retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError] if patient else [],
             retry_on_timeout=patient,
+            **encryption,
         )
     except ValueError:
         raise SettingsError(
             "MAYFLY_REDIS_URL must begin with redis://, rediss:// or unix://."
         ) from None
+
+
+def _encryption(url: str) -> dict[str, Any]:
+    """What the client library must be told so that TLS means TLS.
+
+    Raises:
+        SettingsError: what goes to Redis could be read or changed on its way.
+        ValueError: it is no URL of Redis.
+    """
+    options: dict[str, Any] = dict(parse_url(url))
+    kind = options.get("connection_class")
+    if kind is UnixDomainSocketConnection:
+        return {}
+    if kind is SSLConnection:
+        if options.get("ssl_cert_reqs", "required") != "required" or not options.get(
+            "ssl_check_hostname", True
+        ):
+            raise SettingsError(
+                "MAYFLY_REDIS_URL switches the check of the server's certificate off. Leave "
+                "ssl_cert_reqs and ssl_check_hostname out; for a certificate of your own "
+                "authority add ?ssl_ca_certs=/path/to/ca.pem."
+            )
+        return {"ssl_check_hostname": True, "ssl_min_version": TLSVersion.TLSv1_2}
+    if not is_loopback(options.get("host", "localhost")):
+        raise SettingsError(
+            "MAYFLY_REDIS_URL speaks to another machine without TLS. Use rediss://, or unix:// or "
+            "127.0.0.1 for a server on this one."
+        )
+    return {}
 
 
 class Store:

@@ -35,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run everything on this machine")
     serve.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
+    serve.add_argument(
+        "--tls", choices=["self-signed"], help="speak TLS with a certificate made now, for a trial"
+    )
     serve.set_defaults(run=_serve)
     api = commands.add_parser("api", help="run a front door only")
     api.set_defaults(run=_api)
@@ -84,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     sealing = kinds.add_parser("worker", help="make the key pair that images are sealed with")
     sealing.add_argument("--out", type=Path, default=Path(), help="folder to write to")
     sealing.set_defaults(run=_keys_worker)
+    tls = kinds.add_parser("tls", help="make a self-signed certificate, for a trial")
+    tls.add_argument("--out", type=Path, default=Path(), help="folder to write to")
+    tls.add_argument("--name", action="append", default=[], help="host name or address; repeatable")
+    tls.set_defaults(run=_keys_tls)
     account = kinds.add_parser("api", help="make an API key for an account")
     account.set_defaults(run=_keys_api)
 
@@ -116,7 +123,7 @@ def _serve(options: argparse.Namespace) -> int:
         raise SettingsError("--workers must be at least 1.")
     settings = Settings.from_env()
     configure_logging(settings)
-    return asyncio.run(serve.run(settings, options.workers))
+    return asyncio.run(serve.run(settings, options.workers, self_signed=bool(options.tls)))
 
 
 def _api(options: argparse.Namespace) -> int:
@@ -167,19 +174,37 @@ def _keys_worker(options: argparse.Namespace) -> int:
 
     private, public = options.out / "worker.key", options.out / "worker.pub"
     key = PrivateKey.new()
-    options.out.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(key_text(key.raw))
-    except FileExistsError:
-        raise SettingsError(
-            f"{private} exists and is left alone: jobs sealed to it would be lost. "
-            "Remove it, or name another folder with --out."
-        ) from None
+    _write_private(private, key_text(key.raw).encode(), "jobs sealed to it would be lost")
     public.write_text(key_text(key.public.raw))
     print(f"{private}  private: for the workers, MAYFLY_WORKER_KEY_FILE")
     print(f"{public}  public: for the front doors, MAYFLY_WORKER_PUBLIC_KEY_FILE")
     return 0
+
+
+def _keys_tls(options: argparse.Namespace) -> int:
+    from scripts.certificates import fingerprint, self_signed
+
+    private, public = options.out / "key.pem", options.out / "cert.pem"
+    certificate, key = self_signed(options.name)
+    _write_private(private, key, "it may be a real one")
+    public.write_bytes(certificate)
+    print(f"{public}  certificate, for 30 days: MAYFLY_TLS_CERT, and `curl --cacert`")
+    print(f"{private}  its private key: MAYFLY_TLS_KEY")
+    print(f"SHA-256 {fingerprint(certificate)}")
+    return 0
+
+
+def _write_private(path: Path, content: bytes, reason: str) -> None:
+    """A new file that its owner alone may read; one that is there is left alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+    except FileExistsError:
+        raise SettingsError(
+            f"{path} exists and is left alone: {reason}. "
+            "Remove it, or name another folder with --out."
+        ) from None
 
 
 def _keys_api(_: argparse.Namespace) -> int:

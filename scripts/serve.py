@@ -7,15 +7,18 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.process import EX_CONFIG, background, harden, stop_signal
 from jobs.sealing import PrivateKey, key_text
 from jobs.settings import Settings
+from scripts import certificates
 from scripts.processes import child_setup, stop
 from scripts.valkey import private_valkey
 
 log = logging.getLogger(__name__)
+_KEYS = ("MAYFLY_WORKER_KEY_FILE", "MAYFLY_WORKER_PUBLIC_KEY_FILE")
 _MARGIN_S = 3.0  # on top of the drain time, before a child is killed
 
 
@@ -23,7 +26,7 @@ class _ConfigurationRefused(Exception):
     """A role ended with EX_CONFIG; it has said why."""
 
 
-async def run(settings: Settings, workers: int) -> int:
+async def run(settings: Settings, workers: int, *, self_signed: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. The front door says `ready URL`."""
     stopping = stop_signal()
     async with contextlib.AsyncExitStack() as stack:
@@ -33,8 +36,13 @@ async def run(settings: Settings, workers: int) -> int:
         url = settings.redis_url or await stack.enter_async_context(private_valkey(folder))
         key = PrivateKey.load(settings.worker_key_file) if settings.worker_key_file else None
         key = key or PrivateKey.new()
+        for_worker = {"MAYFLY_WORKER_KEY_FILE": key_text(key.raw).encode()}
+        for_api = {"MAYFLY_WORKER_PUBLIC_KEY_FILE": key_text(key.public.raw).encode()}
+        if self_signed:
+            for_api |= _own_certificate(settings, folder)
+            os.environ["MAYFLY_HSTS_S"] = "0"  # browsers must not insist on it after the trial
         harden()
-        supervisor = _Supervisor(url, key, settings.drain_s)
+        supervisor = _Supervisor(url, {"api": for_api, "worker": for_worker}, settings.drain_s)
         roles = ["api", *["worker"] * workers]
         try:
             async with background(*(supervisor.keep(role) for role in roles)) as tasks:
@@ -50,9 +58,11 @@ async def run(settings: Settings, workers: int) -> int:
 class _Supervisor:
     """Starts roles as processes of their own, and again when they die."""
 
-    def __init__(self, redis_url: str, key: PrivateKey, drain_s: float) -> None:
+    def __init__(
+        self, redis_url: str, secrets: Mapping[str, Mapping[str, bytes]], drain_s: float
+    ) -> None:
         self._redis_url = redis_url
-        self._key = key
+        self._secrets = secrets
         self._drain_s = drain_s
         self._running: list[asyncio.subprocess.Process] = []
         self._closing = False
@@ -75,18 +85,16 @@ class _Supervisor:
             await asyncio.sleep(pause)
 
     async def _start(self, role: str) -> asyncio.subprocess.Process:
-        """The key goes through a pipe: never on a disk, a command line or in the environment."""
-        private = role == "worker"
-        name = "MAYFLY_WORKER_KEY_FILE" if private else "MAYFLY_WORKER_PUBLIC_KEY_FILE"
-        key = self._key.raw if private else self._key.public.raw
-        read_end, write_end = os.pipe()
-        os.write(write_end, key_text(key).encode())
-        os.close(write_end)
-        environment = {
-            **{k: v for k, v in os.environ.items() if k != "MAYFLY_WORKER_KEY_FILE"},
-            "MAYFLY_REDIS_URL": self._redis_url,
-            name: f"/dev/fd/{read_end}",
-        }
+        """Keys go through pipes: never on a disk, a command line or in the environment."""
+        environment = {k: v for k, v in os.environ.items() if k not in _KEYS}
+        environment["MAYFLY_REDIS_URL"] = self._redis_url
+        pipes = []
+        for name, content in self._secrets[role].items():
+            read_end, write_end = os.pipe()
+            os.write(write_end, content)
+            os.close(write_end)
+            pipes.append(read_end)
+            environment[name] = f"/dev/fd/{read_end}"
         try:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -94,12 +102,26 @@ class _Supervisor:
                 "-m",
                 role,
                 env=environment,
-                pass_fds=(read_end,),
+                pass_fds=pipes,
                 preexec_fn=child_setup,
             )
         finally:
-            os.close(read_end)
+            for read_end in pipes:
+                os.close(read_end)
 
     async def close(self) -> None:
         self._closing = True
         await stop(list(self._running), self._drain_s + _MARGIN_S)
+
+
+def _own_certificate(settings: Settings, folder: Path) -> dict[str, bytes]:
+    """Made at the start, gone at the end; clients find the public half in `folder` meanwhile."""
+    certificate, key = certificates.self_signed([settings.host])
+    public = folder / "certificate.pem"
+    public.write_bytes(certificate)
+    print(
+        f"self-signed certificate, for a trial: {public}\n"
+        f"SHA-256 {certificates.fingerprint(certificate)}",
+        file=sys.stderr,
+    )
+    return {"MAYFLY_TLS_CERT": certificate, "MAYFLY_TLS_KEY": key}

