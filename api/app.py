@@ -8,7 +8,20 @@ from aiohttp import web
 from api import consent, service
 from api import jobs as job_handlers
 from api.access_log import AccessLog
-from api.keys import ACCESS_LOG, CHANGES, METRICS, NOTICES, PUBLIC_KEY, PULSE, SETTINGS, STORE
+from api.accounts import Accounts
+from api.database import open_database
+from api.keys import (
+    ACCESS_LOG,
+    ACCOUNTS,
+    CHANGES,
+    METRICS,
+    NOTICES,
+    PUBLIC_KEY,
+    PULSE,
+    SETTINGS,
+    STORE,
+)
+from api.limits import LIMITS, Limits
 from api.metrics import Metrics
 from api.middleware import add_headers, observe, render_problems
 from api.notice import Notices
@@ -43,7 +56,7 @@ ROUTES = [
 
 
 def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
-    """Build the front door. Does no I/O: Redis is reached when the app starts."""
+    """Build the front door. Does no I/O: Redis and the database are reached when the app starts."""
     app = web.Application(middlewares=[observe, render_problems, refuse_plain])
     store = Store.open(settings)
     pulse = Pulse(store)
@@ -55,6 +68,8 @@ def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
     app[METRICS] = Metrics(pulse)
     app[NOTICES] = Notices(settings)
     app[ACCESS_LOG] = AccessLog(settings)
+    app[ACCOUNTS] = Accounts(open_database(settings))
+    app[LIMITS] = Limits(store, settings)
     app.add_routes(ROUTES)
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(_let_go)
@@ -64,10 +79,12 @@ def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
 
 async def _watch(app: web.Application) -> AsyncIterator[None]:
     app[ACCESS_LOG].open()
+    await app[ACCOUNTS].open()
     await app[PULSE].beat()
-    async with background(app[CHANGES].serve(), app[PULSE].serve(), app[ACCESS_LOG].serve()):
+    async with background(*(app[part].serve() for part in (CHANGES, PULSE, ACCESS_LOG, ACCOUNTS))):
         yield
     app[ACCESS_LOG].close()
+    await app[ACCOUNTS].close()
     with contextlib.suppress(OSError):
         await app[STORE].close()
 

@@ -1,34 +1,17 @@
-"""What a request says besides its body: whose it is, and how it wants to be answered."""
+"""What a request says besides its body: which job it owns, and how it wants to be answered."""
 
 import contextlib
-import hashlib
 import hmac
 import re
 
 from aiohttp import web
 
-from api.keys import JOB, SETTINGS
-from api.transport import client_address
+from api.keys import JOB
 from jobs import formats
 from jobs.problems import Problem, job_not_found
 from jobs.sealing import Capability
 
 MAX_WAIT_S = 30.0
-
-
-def account(request: web.Request) -> str:
-    """Whom a quota counts: the account's key where keys are needed, else the address."""
-    hashes = request.app[SETTINGS].api_key_hashes
-    if not hashes:
-        return f"address {client_address(request)}"
-    digest = hashlib.sha256(_bytes(request.headers.get("X-API-Key", ""))).hexdigest()
-    if not any([hmac.compare_digest(digest, known.lower()) for known in hashes]):  # noqa: C419 - no early end
-        raise Problem(
-            401,
-            "api_key_required",
-            "This service takes jobs from known accounts. Send your key as X-API-Key.",
-        )
-    return f"account {digest}"
 
 
 def _token(request: web.Request) -> str | None:

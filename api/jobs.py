@@ -9,7 +9,6 @@ import msgspec
 from aiohttp import web
 
 from api.asked import (
-    account,
     brought_capability,
     owned_capability,
     preferred_wait,
@@ -18,8 +17,10 @@ from api.asked import (
     wait_seconds,
     wanted_format,
 )
+from api.callers import submitter
 from api.images import check_image
 from api.keys import CHANGES, JOB, METRICS, PUBLIC_KEY, PULSE, SETTINGS, STORE
+from api.limits import LIMITS
 from api.upload import read_upload
 from api.watch import wait
 from jobs import formats
@@ -43,12 +44,13 @@ _result = msgspec.json.Decoder(Result)
 async def submit(request: web.Request) -> web.StreamResponse:
     """Take an image and a request; answer with the job, or with its result if asked to wait."""
     settings, store = request.app[SETTINGS], request.app[STORE]
-    subject = account(request)
+    asking = submitter(request)
     capability = brought_capability(request) or Capability.new()
     request[JOB] = capability.id
     wait_s = preferred_wait(request)
     result_format = wanted_format(request)
     _refuse_when_full(request)
+    await request.app[LIMITS].submission(request, asking)
     upload = await read_upload(request, settings)
     spec = parse_request(upload.request)
     spec = msgspec.structs.replace(spec, model=spec.model or settings.default_model)
@@ -60,18 +62,11 @@ async def submit(request: web.Request) -> web.StreamResponse:
         sealed,
         str(spec.model),
         bulk=spec.priority == "bulk",
-        subject=subject,
+        subject=asking.subject,
     )
-    if outcome.status == "full":
+    if outcome == "full":
         raise _queue_full()
-    if outcome.status == "quota":
-        raise Problem(
-            429,
-            "quota_exceeded",
-            f"More than {settings.quota_per_minute} jobs in a minute. Wait, then go on.",
-            {"Retry-After": str(-(-outcome.retry_ms // 1000))},
-        )
-    if outcome.status == "queued":
+    if outcome == "queued":
         request.app[METRICS].submitted_bytes.inc(sum(map(len, upload.images.values())))
     del upload, payload, sealed  # nothing of the image is held while the client waits
     state = await request.app[CHANGES].settled(capability.id, wait_s)

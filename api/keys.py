@@ -3,6 +3,7 @@
 from aiohttp import web
 
 from api.access_log import AccessLog
+from api.accounts import Accounts
 from api.metrics import Metrics
 from api.notice import Notices
 from api.watch import Changes, Pulse
@@ -18,7 +19,9 @@ PULSE = web.AppKey("pulse", Pulse)
 METRICS = web.AppKey("metrics", Metrics)
 NOTICES = web.AppKey("notices", Notices)
 ACCESS_LOG = web.AppKey("access_log", AccessLog)
+ACCOUNTS = web.AppKey("accounts", Accounts)
 
 JOB = web.RequestKey("job", str)  # the id of the job that a request is about
 # the log line names nobody: the account objected, or the request erases the lines of its address
 ANONYMOUS = web.RequestKey("anonymous", bool)
+LIMIT_HEADERS = web.RequestKey("limit_headers", dict[str, str])  # what is left to its sender

@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from api.access_log import Visit, shown_address, shown_browser, shown_referrer
-from api.keys import ACCESS_LOG, ANONYMOUS, JOB, METRICS, NOTICES, SETTINGS
+from api.keys import ACCESS_LOG, ANONYMOUS, JOB, LIMIT_HEADERS, METRICS, NOTICES, SETTINGS
 from api.transport import came_encrypted, client_address
 from jobs.problems import Problem
 from jobs.process import timestamp
@@ -113,6 +113,7 @@ def problem_response(problem: Problem) -> web.Response:
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Answers are nobody else's business: not a cache's, not another site's."""
+    response.headers.update(request.get(LIMIT_HEADERS, {}))
     response.headers["Server"] = "mayfly"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"

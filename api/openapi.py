@@ -72,7 +72,7 @@ _REASONS = {
     413: "too many bytes, pixels or images",
     415: "not an allowed image or media type",
     422: "the prompt, image or model does not fit, or the job failed",
-    429: "quota used up",
+    429: "limit used up; RateLimit-* and Retry-After say when it goes on",
     500: "the fault is on our side",
     503: "queue full, or the store does not answer",
 }

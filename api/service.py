@@ -7,6 +7,7 @@ from aiohttp import web
 
 from api import consent, openapi
 from api.asked import preferred_languages
+from api.callers import may_go_without_key
 from api.keys import METRICS, NOTICES, PUBLIC_KEY, PULSE, SETTINGS
 from jobs import __version__, formats
 from jobs.contract import WEBP_COST
@@ -44,7 +45,8 @@ async def info(request: web.Request) -> web.Response:
                 "max_images": settings.max_images,
                 "max_pixels": settings.max_pixels,
                 "max_webp_pixels": int(settings.max_pixels / WEBP_COST),
-                "quota_per_minute": settings.quota_per_minute,
+                "of_key": settings.key_limits,
+                "of_address": settings.address_limits if settings.anonymous == "limited" else "",
                 "upload_timeout_s": settings.upload_timeout_s,
             },
             "retention": {
@@ -58,7 +60,7 @@ async def info(request: web.Request) -> web.Response:
                 "trusted_proxies": list(settings.trusted_proxies),
             },
             "formats": list(formats.FORMATS),
-            "api_key_required": bool(settings.api_key_hashes),
+            "api_key_required": not may_go_without_key(request),
             "sealing_key": {"id": key.id, "x25519": key_text(key.raw).strip()},
         }
     )

@@ -5,17 +5,17 @@ worker and an eraser can never both win. Scripts that only drain carry ``allow-o
 and fetching go on when the memory is full.
 """
 
-# KEYS image job queue arq_job quota
-# ARGV id sealed image_ttl job_ttl model arq_payload is_bulk max_jobs max_bytes quota wake_channel
+# KEYS image job queue arq_job
+# ARGV id sealed image_ttl job_ttl model arq_payload is_bulk max_jobs max_bytes wake_channel
 # The payload is written before the queue entry: a worker that sees the entry finds the payload.
 # arq serves the lowest score first and nothing with a score in its future. Interactive jobs are
 # scored an hour early and bulk jobs ten minutes, by the server's clock: so every interactive job
 # goes first, hosts' clocks need not agree, and an age can still be read from a score.
 SUBMIT = """#!lua
-local image, job, queue, arq_job, quota = unpack(KEYS)
+local image, job, queue, arq_job = unpack(KEYS)
 local id, sealed, image_ttl, job_ttl, model, arq_payload = unpack(ARGV, 1, 6)
-local is_bulk, max_jobs, max_bytes, quota_max, wake = unpack(ARGV, 7, 11)
-if redis.call('EXISTS', job) == 1 then return {'exists', 0} end
+local is_bulk, max_jobs, max_bytes, wake = unpack(ARGV, 7, 10)
+if redis.call('EXISTS', job) == 1 then return 'exists' end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000 -- with its fraction: first come, first served
 local interactive, bulk = now - 3600000, now - 600000
@@ -23,25 +23,19 @@ local interactive, bulk = now - 3600000, now - 600000
 -- the newest interactive and the oldest dead bulk entry a minute is kept, for a clock set back.
 redis.call('ZREMRANGEBYSCORE', queue, '-inf', interactive - image_ttl)
 redis.call('ZREMRANGEBYSCORE', queue, interactive + 60000, bulk - image_ttl)
-if redis.call('ZCARD', queue) >= tonumber(max_jobs) then return {'full', 0} end
+if redis.call('ZCARD', queue) >= tonumber(max_jobs) then return 'full' end
 local memory = redis.call('INFO', 'memory')
 local used = tonumber(string.match(memory, 'used_memory:(%d+)'))
 local server_max = tonumber(string.match(memory, 'maxmemory:(%d+)'))
 local limit = tonumber(max_bytes)
 if server_max > 0 then limit = math.min(limit, server_max * 0.7) end
-if used + #sealed > limit then return {'full', 0} end
-if tonumber(quota_max) > 0 then
-  redis.call('SET', quota, 0, 'PX', 60000, 'NX')
-  if redis.call('INCR', quota) > tonumber(quota_max) then
-    return {'quota', redis.call('PTTL', quota)}
-  end
-end
+if used + #sealed > limit then return 'full' end
 redis.call('SET', image, sealed, 'PX', image_ttl)
 redis.call('SET', job, model, 'PX', job_ttl)
 redis.call('SET', arq_job, arq_payload, 'PX', image_ttl)
 redis.call('ZADD', queue, is_bulk == '1' and bulk or interactive, id)
 redis.call('PUBLISH', wake, id)
-return {'queued', 0}
+return 'queued'
 """
 
 # KEYS image job result in_progress; ARGV id queue_prefix

@@ -48,12 +48,21 @@ class Settings:
     max_queue_bytes: int = _setting(
         512 * MIB, "Most memory in use by Redis before new jobs are refused."
     )
-    quota_per_minute: int = _setting(0, "Jobs a minute for one account or address; 0 is no limit.")
     upload_timeout_s: float = _setting(
         15.0, "Longest time that a client may take to send its headers, or its body."
     )
-    api_key_hashes: tuple[str, ...] = _setting(
-        (), "SHA-256 (hex) of the API keys that may submit, comma-separated; empty: no key needed."
+    anonymous: str = _setting(
+        "loopback", "Who may submit without an API key: off, loopback or limited."
+    )
+    address_limits: str = _setting(
+        "60/minute; 2000/day", "Most jobs of one address where anonymous use is limited."
+    )
+    key_limits: str = _setting("", "Most jobs of a key that has no limits of its own.")
+    data_dir: Path | None = _setting(
+        None, "Front door: folder for what it keeps; ~/.local/state/mayfly by default."
+    )
+    database_url: str = _setting(
+        "", "Front door: database of accounts and counts; a SQLite file by default.", secret=True
     )
     worker_key_file: Path | None = _setting(None, "Worker: file with the private sealing key.")
     worker_public_key_file: Path | None = _setting(
@@ -124,6 +133,8 @@ class Settings:
                 "MAYFLY_IMAGE_TTL_S and MAYFLY_RESULT_TTL_S must be at most 1800: "
                 "images and results are held for minutes, not kept."
             )
+        if self.anonymous not in ("off", "loopback", "limited"):
+            raise SettingsError("MAYFLY_ANONYMOUS takes off, loopback or limited.")
         if not self.models:
             raise SettingsError("MAYFLY_MODELS must name at least one model.")
         if not 1 <= self.access_log_days <= 89:
@@ -151,6 +162,11 @@ class Settings:
     def access_log_folder(self) -> Path | None:
         """Where the server log's files lie, if it is kept in files."""
         return None if self.access_log in ("off", "stderr") else Path(self.access_log)
+
+    def data_folder(self) -> Path:
+        """Where the front door keeps accounts and counts."""
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return self.data_dir or Path(state, "mayfly")
 
     def checkpoint_paths(self) -> dict[str, Path]:
         """Own weights by model name."""

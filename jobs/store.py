@@ -34,6 +34,7 @@ from jobs.settings import Settings, SettingsError, is_loopback
 
 PREFIX = "mayfly:"
 QUEUE_PREFIX = PREFIX + "queue:"
+LIMITS_PREFIX = PREFIX + "limit"  # below it lie the counters of the `limits` library
 WORKERS_KEY = PREFIX + "workers"
 CHANGED_CHANNEL = PREFIX + "changed"  # ids of jobs whose state changed, for waiting clients
 TASK_NAME = "annotate"
@@ -42,6 +43,7 @@ _WORKER_TTL_MS = 3_000
 _WITHIN_S = 3.0
 
 STORE_ERRORS = (RedisError, OSError)  # what every method may raise when Redis does not answer
+Submitted = Literal["queued", "exists", "full"]
 State = Literal["queued", "running", "done", "gone", "unknown"]
 
 
@@ -65,10 +67,6 @@ def crash_key(job_id: str) -> str:
     return f"{PREFIX}{job_id}:crash"
 
 
-def quota_key(subject: str) -> str:
-    return f"{PREFIX}quota:{_digest(subject)}"
-
-
 def queue_key(model: str) -> str:
     return QUEUE_PREFIX + model
 
@@ -83,13 +81,6 @@ class JobState(NamedTuple):
     status: State
     ahead: int
     ttl_ms: int
-
-
-class Submitted(NamedTuple):
-    """`retry_ms` says when a refused submission may be tried again."""
-
-    status: Literal["queued", "exists", "full", "quota"]
-    retry_ms: int
 
 
 class Fetched(NamedTuple):
@@ -226,7 +217,7 @@ class Store:
             sealed: payload, sealed to the workers.
             model: whose queue it goes to.
             bulk: after all interactive jobs.
-            subject: account or address that the quota counts, kept as a digest for a minute.
+            subject: whose it is, as a keyed hash.
         """
         image_ttl = self._settings.image_ttl_s * 1000
         job_ttl = image_ttl + (self._settings.result_ttl_s + _JOB_MARGIN_S) * 1000
@@ -234,14 +225,13 @@ class Store:
             TASK_NAME, (), {}, None, time.time_ns() // 1_000_000, serializer=serialize
         )
         try:
-            status, retry_ms = await self._run(
+            status = await self._run(
                 self._submit,
                 [
                     image_key(job_id),
                     job_key(job_id),
                     queue_key(model),
                     job_key_prefix + job_id,
-                    quota_key(subject),
                 ],
                 [
                     job_id,
@@ -253,13 +243,12 @@ class Store:
                     int(bulk),
                     self._settings.max_queue_jobs,
                     self._settings.max_queue_bytes,
-                    self._settings.quota_per_minute,
                     wake_channel(model),
                 ],
             )
         except OutOfMemoryError:
-            return Submitted("full", 0)
-        return Submitted(status.decode(), retry_ms)
+            return "full"
+        return status.decode()  # type: ignore[no-any-return]
 
     async def state(self, job_id: str) -> JobState:
         status, ahead, ttl_ms = await self._run(

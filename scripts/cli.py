@@ -2,10 +2,9 @@
 
 import argparse
 import asyncio
-import hashlib
 import os
-import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from jobs import __version__
@@ -82,17 +81,35 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("name")
     fetch.set_defaults(run=_models_fetch)
 
-    keys = commands.add_parser("keys", help="make keys")
-    kinds = keys.add_subparsers(required=True, metavar="KIND")
-    sealing = kinds.add_parser("worker", help="make the key pair that images are sealed with")
+    keys = commands.add_parser("keys", help="make, list and end keys")
+    actions = keys.add_subparsers(required=True, metavar="ACTION")
+    sealing = actions.add_parser("worker", help="make the key pair that images are sealed with")
     sealing.add_argument("--out", type=Path, default=Path(), help="folder to write to")
     sealing.set_defaults(run=_keys_worker)
-    tls = kinds.add_parser("tls", help="make a self-signed certificate, for a trial")
+    tls = actions.add_parser("tls", help="make a self-signed certificate, for a trial")
     tls.add_argument("--out", type=Path, default=Path(), help="folder to write to")
     tls.add_argument("--name", action="append", default=[], help="host name or address; repeatable")
     tls.set_defaults(run=_keys_tls)
-    account = kinds.add_parser("api", help="make an API key for an account")
-    account.set_defaults(run=_keys_api)
+    create = actions.add_parser("create", help="make an API key, for a new account or one more")
+    create.add_argument("--label", help="what the new account is called")
+    create.add_argument("--contact", default="", help="address under which it is reached")
+    create.add_argument("--news", action="store_true", help="it has agreed to be sent news")
+    create.add_argument("--account", metavar="ID", help="add the key to this account instead")
+    create.add_argument(
+        "--scope", action="append", choices=["submit", "operator"], help="repeatable; submit"
+    )
+    create.add_argument("--limits", default="", help="such as '10/minute; 500/day'")
+    create.add_argument("--days", type=float, help="how long it is good for (default: for ever)")
+    create.set_defaults(run=_keys, action="create")
+    listing = actions.add_parser("list", help="every API key, without its secret")
+    listing.set_defaults(run=_keys, action="show")
+    revoke = actions.add_parser("revoke", help="end an API key; an account goes with its last")
+    rotate = actions.add_parser("rotate", help="replace an API key by a new one")
+    rotate.add_argument("--keep-hours", type=float, default=0, help="how long the old one is good")
+    revoke.set_defaults(run=_keys, action="revoke")
+    rotate.set_defaults(run=_keys, action="rotate")
+    for action in (revoke, rotate):
+        action.add_argument("key", help="its id, as listed")
 
     logs = commands.add_parser("logs", help="server logs, for an attack that must be reported")
     actions = logs.add_subparsers(required=True, metavar="ACTION")
@@ -207,11 +224,11 @@ def _write_private(path: Path, content: bytes, reason: str) -> None:
         ) from None
 
 
-def _keys_api(_: argparse.Namespace) -> int:
-    key = secrets.token_urlsafe(32)
-    print(f"key (give it to the account, it is not shown again):  {key}")
-    print(f"hash (add it to MAYFLY_API_KEY_HASHES):  {hashlib.sha256(key.encode()).hexdigest()}")
-    return 0
+def _keys(options: argparse.Namespace) -> int:
+    from scripts import keys
+
+    action: Callable[[argparse.Namespace], int] = getattr(keys, options.action)
+    return action(options)
 
 
 def _logs_export(options: argparse.Namespace) -> int:

@@ -32,6 +32,14 @@ from worker.pipeline import Pipeline
 from worker.queue import QueueWorker
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that a test starts keeps anything in the home folder of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One private server for the session, with the options that the service uses."""
@@ -81,8 +89,8 @@ def keys_without_ttl(valkey: "redis.Redis") -> list[str]:
 
 
 @pytest.fixture
-def settings(valkey_url: str) -> Settings:
-    return Settings(redis_url=valkey_url, port=0)
+def settings(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(redis_url=valkey_url, port=0, data_dir=tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

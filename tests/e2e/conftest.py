@@ -29,6 +29,7 @@ class Service:
                 env={
                     **os.environ,
                     "TMPDIR": str(self.tmp),
+                    "MAYFLY_DATA_DIR": str(folder / "data"),
                     "MAYFLY_LOG_LEVEL": "DEBUG",
                     **environment,
                 },

@@ -107,6 +107,7 @@ def test_front_door_and_worker_start_tell_their_health_and_stop(
         "MAYFLY_WEIGHTS_DIR": str(tmp_path),
         "MAYFLY_TLS_CERT": str(tmp_path / "cert.pem"),
         "MAYFLY_TLS_KEY": str(tmp_path / "key.pem"),
+        "MAYFLY_DATA_DIR": str(tmp_path),
     }
     outside = {name: value for name, value in os.environ.items() if not name.startswith("MAYFLY_")}
     environments = {

@@ -135,7 +135,11 @@ class Cluster:
         public.write_text(key_text(key.public.raw))
         self.valkey_port, *self.ports = _free_ports(3)
         self.redis_url = f"redis://127.0.0.1:{self.valkey_port}/0"
-        common = {**SETTINGS, "MAYFLY_REDIS_URL": self.redis_url}
+        common = {
+            **SETTINGS,
+            "MAYFLY_REDIS_URL": self.redis_url,
+            "MAYFLY_DATA_DIR": str(folder / "data"),
+        }
         where = {"port": str(self.valkey_port), "bind": "127.0.0.1", "dir": str(folder)}
         self.valkey = Role(
             "valkey", [str(get_binary_path()), *arguments(**where)], {}, folder / "valkey.log"

@@ -141,7 +141,7 @@ class Jobs(RuleBasedStateMachine):
     def _submitted(self, job: Job) -> str:
         payload = job.id.encode()
         step = self.store.submit(job.id, payload, MODEL, bulk=job.order[0], subject="test")
-        return self.run(step).status
+        return str(self.run(step))
 
     @rule(job=jobs)
     def poll(self, job: Job) -> None:
