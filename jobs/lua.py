@@ -1,8 +1,8 @@
 """The atomic steps of a job's life, as Lua for Redis ≥ 7 or Valkey.
 
 Each step reads which keys exist and changes them in one go, so that two readers, two workers or a
-worker and an eraser can never both win. Scripts that only drain carry ``allow-oom``: finishing
-and fetching go on when the memory is full.
+worker and an eraser can never both win. Scripts that only drain carry ``allow-oom``: running,
+finishing and fetching go on when the memory is full.
 """
 
 # KEYS image job queue arq_job
@@ -54,16 +54,20 @@ if redis.call('EXISTS', job) == 1 then return {'gone', 0, 0} end
 return {'unknown', 0, 0}
 """
 
-# KEYS queue; ARGV room lease_ms in_progress_prefix
+# KEYS queue; ARGV room lease_ms in_progress_prefix retry_prefix retry_ttl
 # Running jobs stay in the queue, so the head is read until there is nothing left to claim. The
-# claim is arq's own: its in-progress key, with a short lease that the worker renews.
+# claim is arq's own: its in-progress key, with a short lease that the worker renews, and its count
+# of tries, so that a job which was not handed back is known. -> {{id, score, try}, ...}
 CLAIM = """#!lua flags=allow-oom
 local claimed, room, page = {}, tonumber(ARGV[1]), 200
 for start = 0, 100000, page do
   local entries = redis.call('ZRANGE', KEYS[1], start, start + page - 1, 'WITHSCORES')
   for i = 1, #entries, 2 do
-    if redis.call('SET', ARGV[3] .. entries[i], '1', 'PX', ARGV[2], 'NX') then
-      claimed[#claimed + 1] = {entries[i], entries[i + 1]}
+    local id, score = entries[i], entries[i + 1]
+    if redis.call('SET', ARGV[3] .. id, '1', 'PX', ARGV[2], 'NX') then
+      local try = redis.call('INCR', ARGV[4] .. id)
+      redis.call('PEXPIRE', ARGV[4] .. id, ARGV[5])
+      claimed[#claimed + 1] = {id, score, try}
       if #claimed == room then return claimed end
     end
   end
@@ -72,13 +76,25 @@ end
 return claimed
 """
 
-# KEYS image result; ARGV id sealed result_ttl done_channel
-# The image goes in the step that stores the result. No image: the job was erased, has expired or
-# was finished by another worker, and this result must not bring it back.
+# KEYS crash; ARGV ttl
+COUNT = """#!lua flags=allow-oom
+redis.call('SET', KEYS[1], 0, 'PX', ARGV[1], 'NX')
+return redis.call('INCR', KEYS[1])
+"""
+
+# KEYS image job result in_progress arq_job arq_retry; ARGV id sealed result_ttl queue_prefix done
+# The image goes in the step that stores the result, and so does the job's place in the queue. No
+# image: the job was erased, has expired or was finished by another worker, and this result must not
+# bring it back.
 FINISH = """#!lua flags=allow-oom
-if redis.call('DEL', KEYS[1]) == 0 then return 0 end
-redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3], 'NX')
-redis.call('PUBLISH', ARGV[4], ARGV[1])
+local image, job, result, in_progress, arq_job, arq_retry = unpack(KEYS)
+local id, sealed, result_ttl, prefix, done = unpack(ARGV)
+local model = redis.call('GET', job)
+if model then redis.call('ZREM', prefix .. model, id) end
+redis.call('DEL', in_progress, arq_job, arq_retry)
+if redis.call('DEL', image) == 0 then return 0 end
+redis.call('SET', result, sealed, 'PX', result_ttl, 'NX')
+redis.call('PUBLISH', done, id)
 return 1
 """
 

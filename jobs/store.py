@@ -91,6 +91,15 @@ class Fetched(NamedTuple):
     sealed: bytes = b""
 
 
+class Claimed(NamedTuple):
+    """A job that this worker may run. `turn` is its place in the queue, lowest first; `tries`
+    counts how often it was claimed and not handed back, this time included."""
+
+    id: str
+    turn: float
+    tries: int
+
+
 class WorkerInfo(msgspec.Struct, frozen=True):
     """What a worker says of itself each second."""
 
@@ -192,6 +201,7 @@ class Store:
         self._fetch = redis.register_script(lua.FETCH)
         self._erase = redis.register_script(lua.ERASE)
         self._claim = redis.register_script(lua.CLAIM)
+        self._count = redis.register_script(lua.COUNT)
         self._heartbeat = redis.register_script(lua.HEARTBEAT)
 
     @classmethod
@@ -338,22 +348,32 @@ class Store:
         return sealed  # type: ignore[no-any-return]
 
     async def finish(self, job_id: str, sealed: bytes) -> bool:
-        """Store the result and delete the image; False when the job is no longer there."""
+        """Store the result, delete the image and leave the queue; False when the job is gone."""
         return bool(
             await self._run(
                 self._finish,
-                [image_key(job_id), result_key(job_id)],
-                [job_id, sealed, self._settings.result_ttl_s * 1000, CHANGED_CHANNEL],
+                [
+                    image_key(job_id),
+                    job_key(job_id),
+                    result_key(job_id),
+                    in_progress_key_prefix + job_id,
+                    job_key_prefix + job_id,
+                    retry_key_prefix + job_id,
+                ],
+                [
+                    job_id,
+                    sealed,
+                    self._settings.result_ttl_s * 1000,
+                    QUEUE_PREFIX,
+                    CHANGED_CHANNEL,
+                ],
             )
         )
 
     async def count_crash(self, job_id: str) -> int:
         """How often a worker has begun this job alone, this time included."""
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.set(crash_key(job_id), 0, px=self._settings.image_ttl_s * 1000, nx=True)
-            pipe.incr(crash_key(job_id))
-            _, count = await pipe.execute()
-        return int(count)
+        ttl_ms = self._settings.image_ttl_s * 1000
+        return int(await self._run(self._count, [crash_key(job_id)], [ttl_ms]))
 
     async def forget_crash(self, job_id: str) -> None:
         """The run that was counted last did not end its worker."""
@@ -381,12 +401,25 @@ class Store:
     async def _forget(self, worker_ids: list[Any]) -> None:
         await cast(Awaitable[int], self.redis.hdel(WORKERS_KEY, *worker_ids))
 
-    async def claim(self, model: str, room: int, lease_s: float) -> list[tuple[str, int]]:
-        """Lease up to `room` of the queue's first jobs that nobody holds; ids with their score."""
+    async def claim(self, model: str, room: int, lease_s: float) -> list[Claimed]:
+        """Lease up to `room` of the queue's first jobs that nobody holds."""
         claimed = await self._run(
-            self._claim, [queue_key(model)], [room, int(lease_s * 1000), in_progress_key_prefix]
+            self._claim,
+            [queue_key(model)],
+            [
+                room,
+                int(lease_s * 1000),
+                in_progress_key_prefix,
+                retry_key_prefix,
+                self._settings.image_ttl_s * 1000,
+            ],
         )
-        return [(job_id.decode(), int(float(score))) for job_id, score in claimed]
+        return [Claimed(job_id.decode(), float(turn), tries) for job_id, turn, tries in claimed]
+
+    async def hand_back(self, job: Claimed) -> None:
+        """Let others run it at once, as if it had not been claimed. A suspect stays one."""
+        counted = [retry_key_prefix + job.id] if job.tries == 1 else []
+        await self.redis.delete(in_progress_key_prefix + job.id, *counted)
 
     async def renew(self, job_ids: list[str], lease_s: float) -> None:
         """Keep the leases of running jobs, so that a dead worker's jobs are soon free again."""

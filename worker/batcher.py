@@ -24,7 +24,7 @@ class Ran(Generic[Raw]):
 class _Waiting(Generic[Item, Raw]):
     item: Item
     bucket: Hashable
-    bulk: bool
+    turn: float
     done: "asyncio.Future[Ran[Raw]]"
 
 
@@ -50,13 +50,13 @@ class Batcher(Generic[Item, Raw]):
         self._arrived = asyncio.Event()
         self.busy_since: float | None = None  # monotonic seconds; a watchdog reads it
 
-    async def submit(self, item: Item, bucket: Hashable, *, bulk: bool = False) -> Ran[Raw]:
-        """Wait for the item's turn and output. Interactive items go before bulk ones.
+    async def submit(self, item: Item, bucket: Hashable, turn: float = 0) -> Ran[Raw]:
+        """Wait for the item's turn and output. A lower `turn` goes first.
 
         Raises whatever `run` raises for this item alone; a bad item fails by itself.
         """
         waiting = _Waiting[Item, Raw](
-            item, bucket, bulk, asyncio.get_running_loop().create_future()
+            item, bucket, turn, asyncio.get_running_loop().create_future()
         )
         self._waiting.append(waiting)
         self._arrived.set()
@@ -79,11 +79,11 @@ class Batcher(Generic[Item, Raw]):
                     waiting.done.set_exception(outcome)
 
     async def _collect(self) -> list[_Waiting[Item, Raw]]:
-        """Wait for a first item; take it and what shares its bucket, interactive first."""
+        """Wait for items; take the one whose turn it is, and the next that share its bucket."""
         while not self._waiting:
             self._arrived.clear()
             await self._arrived.wait()
-        self._waiting.sort(key=lambda waiting: waiting.bulk)  # stable: first come, first served
+        self._waiting.sort(key=lambda waiting: waiting.turn)  # stable: first come, first served
         bucket = self._waiting[0].bucket
         batch = [waiting for waiting in self._waiting if waiting.bucket == bucket]
         batch = batch[: self._max_batch]

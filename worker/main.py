@@ -38,7 +38,7 @@ async def run(settings: Settings) -> int:
 
         async def heartbeat() -> None:
             while True:
-                in_flight = sum(len(queue.job_tasks) for queue in queues)
+                in_flight = sum(len(queue.tasks) for queue in queues)
                 info = WorkerInfo(
                     worker_id, key.public.id, device_name, pipeline.infos(), in_flight
                 )

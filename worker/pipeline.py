@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from jobs.contract import (
 from jobs.problems import Problem, unprocessable
 from jobs.sealing import Payload, PrivateKey, SealError, seal_result
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.store import Claimed, Store
 from worker.batcher import Batcher
 from worker.decode import decode
 from worker.models.base import Model
@@ -66,32 +67,35 @@ class Pipeline:
             name: Batcher(model.forward, device, model.max_batch) for name, model in models.items()
         }
 
-    async def annotate(self, job_id: str, job_try: int) -> None:
+    async def annotate(self, job: Claimed) -> None:
         """Run one job to its sealed result. Raises only when Redis does not answer."""
-        sealed = await self._store.take(job_id)
+        sealed = await self._store.take(job.id)
         if sealed is None:
             return  # erased or expired while it waited
         started_ms = time.time() * 1000
         try:
-            payload = self._key.open(job_id, sealed)
+            payload = self._key.open(job.id, sealed)
         except SealError:
-            log.error("job sealed to another key", extra={"fields": {"job": job_id}})
-            await self._store.drop(job_id)
+            log.error("job sealed to another key", extra={"fields": {"job": job.id}})
+            await self._store.drop(job.id)
             return
         del sealed
-        if job_try == 1:
-            result = await self._result(payload, started_ms)
+        if job.tries == 1:
+            result = await self._result(payload, started_ms, job.turn)
         else:
             # A worker died with this job in hand. Such jobs run one at a time, so that one that
             # kills its worker is found out and its neighbours go on.
             async with self._suspects:
-                result = await self._alone(job_id, payload, started_ms)
+                result = await self._alone(job.id, payload, started_ms)
         plain = msgspec.json.encode(result)
-        stored = await self._store.finish(job_id, seal_result(payload.result_key, job_id, plain))
-        log.info("job", extra={"fields": _line(job_id, job_try, payload, result, stored)})
+        stored = await self._store.finish(job.id, seal_result(payload.result_key, job.id, plain))
+        log.info("job", extra={"fields": _line(job, payload, result, stored)})
 
     async def _alone(self, job_id: str, payload: Payload, started_ms: float) -> Result:
-        """Count the run before it starts, and take it back if this process lives to see its end."""
+        """Count the run before it starts, and take it back if this process lives to see its end.
+
+        Its turn comes first: the shorter the run, the rarer is it hit by another one's accident.
+        """
         if await self._store.count_crash(job_id) > _MAX_CRASHES:
             return Failed(
                 500,
@@ -99,13 +103,13 @@ class Pipeline:
                 "Workers died on this job, so it was given up. Submit another image.",
             )
         try:
-            return await self._result(payload, started_ms)
+            return await self._result(payload, started_ms, turn=-math.inf)
         finally:
             await self._store.forget_crash(job_id)
 
-    async def _result(self, payload: Payload, started_ms: float) -> Result:
+    async def _result(self, payload: Payload, started_ms: float, turn: float) -> Result:
         try:
-            return await self._work(payload, started_ms)
+            return await self._work(payload, started_ms, turn)
         except Problem as problem:
             return Failed(problem.status, problem.code, problem.detail)
         except Exception:
@@ -114,7 +118,7 @@ class Pipeline:
                 500, "internal_error", "The worker failed on this job; the fault is on our side."
             )
 
-    async def _work(self, payload: Payload, started_ms: float) -> Result:
+    async def _work(self, payload: Payload, started_ms: float, turn: float) -> Result:
         request = payload.request
         model = self._models.get(request.model or "")
         if model is None:
@@ -123,9 +127,7 @@ class Pipeline:
         start = time.perf_counter()
         prepared = await in_thread(self._threads, self._prepare, model, payload)
         decode_ms = (time.perf_counter() - start) * 1000
-        ran = await self.batchers[model.info.name].submit(
-            prepared.item, prepared.bucket, bulk=request.priority == "bulk"
-        )
+        ran = await self.batchers[model.info.name].submit(prepared.item, prepared.bucket, turn)
         annotations = await in_thread(self._threads, model.finish, ran.raw, prepared.item)
         return Annotated(
             image=prepared.size,
@@ -167,15 +169,13 @@ class Pipeline:
         )
 
 
-def _line(
-    job_id: str, job_try: int, payload: Payload, result: Result, stored: bool
-) -> dict[str, Any]:
+def _line(job: Claimed, payload: Payload, result: Result, stored: bool) -> dict[str, Any]:
     """A job's log line: ids, sizes, times and outcome; nothing of the image or the prompts."""
     line: dict[str, Any] = {
-        "job": job_id,
+        "job": job.id,
         "model": payload.request.model,
         "bytes": sum(map(len, payload.images.values())),
-        "try": job_try,
+        "try": job.tries,
         "outcome": result.code if isinstance(result, Failed) else "annotated",
         "stored": stored,
     }

@@ -1,9 +1,10 @@
 """arq's worker, made to start jobs at once, to share a queue fairly and to free jobs of the dead.
 
-arq runs, retries and finishes the jobs. How they are found and claimed is replaced: stock arq
-polls on a timer, reads the head of the queue with the running jobs in it, and claims one job in
-four round trips. Here a published signal ends the wait (polling stays as the fallback) and one
-script claims all that there is room for.
+The queue's form, its limits and how a job ends are arq's. How jobs are found, claimed and started
+is replaced: stock arq polls on a timer, reads the head of the queue with the running jobs in it,
+claims one job in four round trips, and counts its tries with a command that a full Redis refuses.
+Here a published signal ends the wait (polling stays as the fallback) and one script claims and
+counts all that there is room for.
 """
 
 import asyncio
@@ -13,12 +14,12 @@ from typing import Any
 
 from arq import Worker, func
 from arq.connections import ArqRedis
-from arq.worker import RetryJob
 
 from jobs.settings import Settings
 from jobs.store import (
     STORE_ERRORS,
     TASK_NAME,
+    Claimed,
     Store,
     connection_pool,
     deserialize,
@@ -37,10 +38,7 @@ class QueueWorker(Worker):
 
     def __init__(self, model: str, store: Store, pipeline: Pipeline, settings: Settings) -> None:
         async def annotate(ctx: dict[str, Any]) -> None:
-            try:
-                await pipeline.annotate(ctx["job_id"], ctx["job_try"])
-            except STORE_ERRORS as error:  # arq takes all others for the end of the job
-                raise RetryJob from error
+            await pipeline.annotate(Claimed(ctx["job_id"], ctx["score"], ctx["job_try"]))
 
         super().__init__(
             functions=[func(annotate, name=TASK_NAME)],
@@ -51,7 +49,6 @@ class QueueWorker(Worker):
             job_timeout=settings.image_ttl_s + settings.forward_timeout_s,
             keep_result=0,
             log_results=False,
-            max_tries=1000,  # the pipeline decides when to give up, and tells the caller
             job_serializer=serialize,
             job_deserializer=deserialize,
         )
@@ -66,23 +63,45 @@ class QueueWorker(Worker):
             room = self.max_jobs - len(self.tasks)
             if room > 0 and self.allow_pick_jobs:
                 with contextlib.suppress(*STORE_ERRORS):
-                    for job_id, score in await self._store.claim(self._model, room, LEASE_S):
-                        if job_id not in self.tasks:  # its lease ran out under us: it goes on
-                            self._start(job_id, score)
+                    for job in await self._store.claim(self._model, room, LEASE_S):
+                        if job.id not in self.tasks:  # its lease ran out under us: it goes on
+                            self._start(job)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()
 
-    def _start(self, job_id: str, score: int) -> None:
+    def _start(self, job: Claimed) -> None:
         def done(task: asyncio.Task[None]) -> None:
-            del self.tasks[job_id]
+            del self.tasks[job.id]
             self._wake.set()  # there is room for another
             if not task.cancelled() and (error := task.exception()):
                 # its lease runs out and the job runs again, here or elsewhere
-                log.warning("job interrupted", exc_info=error, extra={"fields": {"job": job_id}})
+                log.warning("job interrupted", exc_info=error, extra={"fields": {"job": job.id}})
 
-        self.tasks[job_id] = asyncio.create_task(self.run_job(job_id, score))
-        self.tasks[job_id].add_done_callback(done)
+        self.tasks[job.id] = asyncio.create_task(self._run(job))
+        self.tasks[job.id].add_done_callback(done)
+
+    async def _run(self, job: Claimed) -> None:
+        """The pipeline decides when to give a job up, and tells its owner: here it ends."""
+        ctx = {"job_id": job.id, "job_try": job.tries, "score": job.turn}
+        try:
+            async with asyncio.timeout(self.job_timeout_s) as limit:
+                await self.functions[TASK_NAME].coroutine(ctx)
+        except (asyncio.CancelledError, *STORE_ERRORS):  # drained, or Redis did not answer
+            if not limit.expired():
+                await asyncio.shield(self._store.hand_back(job))
+                raise
+        await asyncio.shield(
+            self.finish_job(
+                job.id,
+                finish=True,
+                result_data=None,
+                result_timeout_s=0,
+                keep_result_forever=False,
+                incr_score=None,
+                keep_in_progress=None,
+            )
+        )
 
     async def listen(self) -> None:
         """Turn the published signals into wake-ups; survive the loss of the connection."""

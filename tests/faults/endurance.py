@@ -10,6 +10,7 @@ or a process ended by itself.
 
 import argparse
 import asyncio
+import math
 import statistics
 import sys
 import tempfile
@@ -69,8 +70,11 @@ async def restarts(cluster: Cluster, count: int) -> int:
     return 0
 
 
-async def soak(cluster: Cluster, minutes: float) -> int:
-    """Memory, descriptors and keys of every process, as they were and as they are."""
+async def soak(cluster: Cluster, minutes: float, rate: float) -> int:
+    """Memory, descriptors and keys of every process, as they were and as they are.
+
+    At most `rate` jobs a second, so that a machine that others use is left to them as well.
+    """
     until = time.monotonic() + minutes * 60
     done = failed = 0
 
@@ -78,12 +82,13 @@ async def soak(cluster: Cluster, minutes: float) -> int:
         nonlocal done, failed
         async with Client(f"http://127.0.0.1:{port}") as client:
             while time.monotonic() < until:
+                begin = time.monotonic()
                 try:
                     await client.annotate(picture_bytes((320, 240)), BOX_REQUEST)
                     done += 1
                 except ServiceError:
                     failed += 1
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(max(0.01, begin + _CLIENTS / rate - time.monotonic()))
 
     clients = [asyncio.create_task(load(cluster.ports[n % 2])) for n in range(_CLIENTS)]
     await asyncio.sleep(min(30, minutes * 20))
@@ -145,7 +150,7 @@ async def _run(options: argparse.Namespace) -> int:
             elif options.restarts:
                 found = await restarts(cluster, options.restarts)
             else:
-                found = await soak(cluster, options.soak)
+                found = await soak(cluster, options.soak, options.rate)
             exits = sum(len(role.exits) for role in cluster.roles)
             _show("exits that nobody had asked for", exits)
             return 1 if found or exits else 0
@@ -157,4 +162,5 @@ if __name__ == "__main__":
     mode.add_argument("--kills", type=int)
     mode.add_argument("--restarts", type=int)
     mode.add_argument("--soak", type=float, metavar="MINUTES")
+    parser.add_argument("--rate", type=float, default=math.inf, help="most jobs a second (soak)")
     sys.exit(asyncio.run(_run(parser.parse_args())))

@@ -55,7 +55,7 @@ async def test_a_worker_does_not_start_what_it_is_running(
     ):
         job = (await submit(session, picture_bytes(), request)).json
         deadline = time.monotonic() + 5
-        while not worker.job_tasks:
+        while not worker.tasks:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
         running = dict(worker.tasks)

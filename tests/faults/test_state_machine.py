@@ -130,7 +130,7 @@ class Jobs(RuleBasedStateMachine):
         job = self.submit(bulk)
         if isinstance(job, Job):
             self.claim(12)
-            self.finish(job, dies=False)
+            self.finish(job)
         return job
 
     @rule(job=jobs)
@@ -156,7 +156,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(room=st.integers(1, 4))
     def claim(self, room: int) -> None:
         free = sorted((j for j in self.all if j.queued and not j.claimed), key=lambda j: j.order)
-        claimed = [job_id for job_id, _ in self.run(self.store.claim(MODEL, room, LONG_S))]
+        claimed = [job.id for job in self.run(self.store.claim(MODEL, room, LONG_S))]
         assert claimed == [job.id for job in free[:room]]
         for job in free[:room]:
             job.claimed = job.started = True
@@ -168,8 +168,8 @@ class Jobs(RuleBasedStateMachine):
         self._expire(in_progress_key_prefix + job.id)
         job.claimed = False
 
-    @rule(job=jobs, dies=st.booleans())
-    def finish(self, job: Job, dies: bool) -> None:
+    @rule(job=jobs)
+    def finish(self, job: Job) -> None:
         """By whoever has ever begun it: the first one, or one that was thought dead."""
         if not job.started:
             return
@@ -178,10 +178,7 @@ class Jobs(RuleBasedStateMachine):
         assert self.run(self.store.finish(job.id, sealed)) == job.image
         if job.image:
             job.image, job.result, job.sealed = False, True, sealed
-        if not dies:  # the rest is arq's
-            self.valkey.zrem(keys.queue_key(MODEL), job.id)
-            self.valkey.delete(in_progress_key_prefix + job.id, job_key_prefix + job.id)
-            job.queued = job.claimed = False
+        job.queued = job.claimed = False
 
     # readers
 
@@ -238,6 +235,12 @@ class Jobs(RuleBasedStateMachine):
     @invariant()
     def every_key_but_the_queue_has_a_ttl(self) -> None:
         assert keys_without_ttl(self.valkey) == []
+
+    @invariant()
+    def who_is_done_has_left_the_queue(self) -> None:
+        for job in self.all:
+            there = self.valkey.zscore(keys.queue_key(MODEL), job.id) is not None
+            assert there == job.queued
 
     @invariant()
     def there_is_an_image_or_a_result_or_nothing(self) -> None:

@@ -89,12 +89,14 @@ async def test_a_batch_is_of_one_bucket(device: Device, batcher: Batcher[int, in
     assert device.batches == [[0], [1, 3], [2]]
 
 
-async def test_interactive_goes_before_bulk(device: Device, batcher: Batcher[int, int]) -> None:
-    """Somebody waits for the one; the other can wait."""
+async def test_who_is_first_in_the_queue_goes_first(
+    device: Device, batcher: Batcher[int, int]
+) -> None:
+    """Interactive before bulk, an account that has waited before one that has had its share."""
     tasks: list[asyncio.Task[object]] = []
 
     def submit() -> None:
-        tasks.extend(asyncio.create_task(batcher.submit(n, "a", bulk=True)) for n in (1, 2, 3, 4))
+        tasks.extend(asyncio.create_task(batcher.submit(n, "a", turn=1)) for n in (1, 2, 3, 4))
         tasks.append(asyncio.create_task(batcher.submit(9, "a")))
 
     await _while_busy(device, batcher, submit)

@@ -104,7 +104,7 @@ async def test_interactive_jobs_go_before_bulk_jobs(store: Store) -> None:
     bulk = [await _submit(store, bulk=True) for _ in range(3)]
     interactive = [await _submit(store) for _ in range(2)]
     claimed = await store.claim(MODEL, 4, 1)
-    assert [job_id for job_id, _ in claimed] == interactive + bulk[:2]
+    assert [job.id for job in claimed] == interactive + bulk[:2]
 
 
 async def test_a_claimed_job_is_claimed_once_until_its_lease_ends(store: Store) -> None:
@@ -123,7 +123,7 @@ async def test_running_jobs_at_the_head_hide_nobody(store: Store) -> None:
     """Many workers hold many jobs; a free worker still finds the first free one."""
     jobs = [await _submit(store) for _ in range(250)]
     assert len(await store.claim(MODEL, 249, 5)) == 249
-    assert [job_id for job_id, _ in await store.claim(MODEL, 9, 5)] == [jobs[-1]]
+    assert [job.id for job in await store.claim(MODEL, 9, 5)] == [jobs[-1]]
 
 
 async def test_dead_entries_do_not_fill_the_queue(

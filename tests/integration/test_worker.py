@@ -9,7 +9,7 @@ import redis
 from arq import Worker, func
 from arq.connections import ArqRedis
 
-from jobs.contract import BoxPrompt, Failed, Request, Result
+from jobs.contract import Annotated, BoxPrompt, Failed, Request, Result
 from jobs.process import background
 from jobs.sealing import Capability, Payload, PrivateKey, open_result
 from jobs.settings import Settings
@@ -106,6 +106,50 @@ async def test_a_job_that_kills_its_worker_fails_alone_after_two_tries(
         assert not isinstance(await _result(store, neighbour), Failed)
 
 
+async def test_a_full_server_still_runs_what_is_queued(
+    store: Store, key: PrivateKey, settings: Settings, valkey: "redis.Redis"
+) -> None:
+    """At 100 % of its memory, from the claim to the result; a suspect is counted all the same."""
+    jobs = [await _submit(store, key) for _ in range(3)]
+    valkey.set(f"arq:retry:{jobs[0].id}", 1, ex=60)
+    valkey.script_flush()
+    before = dict(valkey.config_get("maxmemory"))  # type: ignore[arg-type]
+    valkey.config_set("maxmemory", 1_000_000)
+    try:
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            valkey.incr("something")
+        async with running_worker(store, key, Echo(), settings):
+            for job in jobs:
+                assert isinstance(await _result(store, job), Annotated)
+    finally:
+        valkey.config_set("maxmemory", before["maxmemory"])
+
+
+async def test_a_job_that_is_handed_back_is_no_suspect(
+    store: Store, key: PrivateKey, worker: QueueWorker
+) -> None:
+    """A worker that stops in order hands back what it cannot finish: others run it at once."""
+    job = await _submit(store, key, label="slow")
+    while (await store.state(job.id)).status != "running":
+        await asyncio.sleep(0.01)
+    await worker.drain(0)
+    [claimed] = await store.claim("exemplar", 1, 5)
+    assert (claimed.id, claimed.tries) == (job.id, 1)
+
+
+async def test_a_suspect_goes_before_the_rest(
+    store: Store, key: PrivateKey, settings: Settings, valkey: "redis.Redis"
+) -> None:
+    """The longer it runs alone, the likelier is it blamed for another one's accident."""
+    neighbours = [await _submit(store, key, label="brief") for _ in range(12)]
+    suspect = await _submit(store, key, label="brief")
+    valkey.set(f"arq:retry:{suspect.id}", 1, ex=60)
+    async with running_worker(store, key, Echo(), settings):
+        await _result(store, suspect)
+        states = [await store.state(job.id) for job in neighbours]
+    assert [state.status for state in states].count("running") >= 4
+
+
 async def test_a_payload_for_other_workers_is_given_up(
     store: Store, key: PrivateKey, worker: QueueWorker, valkey: "redis.Redis"
 ) -> None:
@@ -163,8 +207,8 @@ async def test_a_wedged_device_is_noticed(
         pipeline = Pipeline(store, key, {"exemplar": Echo()}, device, impatient)
         await _submit(store, key, label="slow")
         async with background(pipeline.serve()):
-            [(job_id, _)] = await store.claim("exemplar", 1, 5)
-            running = asyncio.create_task(pipeline.annotate(job_id, 1))
+            [job] = await store.claim("exemplar", 1, 5)
+            running = asyncio.create_task(pipeline.annotate(job))
             assert not pipeline.wedged()
             await asyncio.sleep(0.35)
             assert pipeline.wedged()
