@@ -14,6 +14,7 @@ from api.keys import (
     ACCESS_LOG,
     ACCOUNTS,
     CHANGES,
+    GATE,
     METRICS,
     NOTICES,
     PUBLIC_KEY,
@@ -27,6 +28,7 @@ from api.middleware import add_headers, observe, render_problems
 from api.notice import Notices
 from api.transport import refuse_plain
 from api.watch import Changes, Pulse
+from jobs.gate import Gate
 from jobs.process import background
 from jobs.sealing import PublicKey
 from jobs.settings import Settings
@@ -63,6 +65,7 @@ def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
     app[SETTINGS] = settings
     app[PUBLIC_KEY] = public_key
     app[STORE] = store
+    app[GATE] = Gate(store.redis, settings)
     app[CHANGES] = Changes(store)
     app[PULSE] = pulse
     app[METRICS] = Metrics(pulse)
@@ -79,6 +82,7 @@ def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
 
 async def _watch(app: web.Application) -> AsyncIterator[None]:
     app[ACCESS_LOG].open()
+    await app[GATE].look()
     await app[ACCOUNTS].open()
     await app[PULSE].beat()
     async with background(*(app[part].serve() for part in (CHANGES, PULSE, ACCESS_LOG, ACCOUNTS))):

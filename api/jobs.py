@@ -19,7 +19,7 @@ from api.asked import (
 )
 from api.callers import submitter
 from api.images import check_image
-from api.keys import CHANGES, JOB, METRICS, PUBLIC_KEY, PULSE, SETTINGS, STORE
+from api.keys import CHANGES, GATE, JOB, METRICS, PUBLIC_KEY, PULSE, SETTINGS, STORE
 from api.limits import LIMITS
 from api.upload import read_upload
 from api.watch import wait
@@ -34,7 +34,7 @@ from jobs.contract import (
     check_model,
     parse_request,
 )
-from jobs.problems import Problem, gone, job_not_found, unprocessable
+from jobs.problems import Problem, gone, job_not_found, store_unavailable, unprocessable
 from jobs.sealing import Capability, Payload, SealError, open_result
 from jobs.store import JobState
 
@@ -49,6 +49,7 @@ async def submit(request: web.Request) -> web.StreamResponse:
     request[JOB] = capability.id
     wait_s = preferred_wait(request)
     result_format = wanted_format(request)
+    _refuse_when_unsafe(request)
     _refuse_when_full(request)
     await request.app[LIMITS].submission(request, asking)
     upload = await read_upload(request, settings)
@@ -169,6 +170,21 @@ async def _deliver(
         headers["Mayfly-Labels"] = json.dumps(formats.labels_of([result]))
     body = await asyncio.to_thread(result_format.render, result)  # masks become outlines
     return web.Response(body=body, headers=headers)
+
+
+def _refuse_when_unsafe(request: web.Request) -> None:
+    """Before the body is read: what is taken must not be kept anywhere."""
+    gate = request.app[GATE]
+    if gate.findings:
+        raise Problem(
+            503,
+            "store_unsafe",
+            "The set-up of this service could keep images, so it takes none. Nothing was kept; "
+            "its operator sees the reason at /readyz.",
+            {"Retry-After": "60", "Connection": "close"},
+        )
+    if not gate.open:
+        raise store_unavailable()
 
 
 def _refuse_when_full(request: web.Request) -> None:

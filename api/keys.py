@@ -7,6 +7,7 @@ from api.accounts import Accounts
 from api.metrics import Metrics
 from api.notice import Notices
 from api.watch import Changes, Pulse
+from jobs.gate import Gate
 from jobs.sealing import PublicKey
 from jobs.settings import Settings
 from jobs.store import Store
@@ -14,6 +15,7 @@ from jobs.store import Store
 SETTINGS = web.AppKey("settings", Settings)
 STORE = web.AppKey("store", Store)
 PUBLIC_KEY = web.AppKey("public_key", PublicKey)
+GATE = web.AppKey("gate", Gate)
 CHANGES = web.AppKey("changes", Changes)
 PULSE = web.AppKey("pulse", Pulse)
 METRICS = web.AppKey("metrics", Metrics)

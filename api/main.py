@@ -8,9 +8,11 @@ from aiohttp import web
 from yarl import URL
 
 from api.app import make_app
+from api.keys import GATE
 from api.service import why_not_ready
 from api.transport import load_certificate
-from jobs.process import background, harden, stop_signal
+from jobs.memory import Memory
+from jobs.process import background, harden, stop_signal, until_stopped
 from jobs.sealing import PublicKey
 from jobs.settings import Settings, SettingsError
 
@@ -27,9 +29,11 @@ async def run(settings: Settings) -> int:
     app = make_app(settings, PublicKey.load(settings.worker_public_key_file))
     certificate = load_certificate(settings)
     harden()
+    app[GATE].memory = Memory(settings)
     runner = make_runner(app, settings)
     await runner.setup()
     try:
+        app[GATE].refuse_start()
         site = web.TCPSite(
             runner,
             settings.host,
@@ -45,8 +49,9 @@ async def run(settings: Settings) -> int:
             ) from None
         stopping = stop_signal()
         watching = [certificate.watch()] if certificate else []
-        async with background(_announce(app, _url(settings, runner)), *watching):
-            await stopping.wait()
+        announcing = _announce(app, _url(settings, runner))
+        async with background(announcing, app[GATE].serve(), *watching) as tasks:
+            await until_stopped(stopping, tasks)
     finally:
         await runner.cleanup()
     log.info("front door stopped")

@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler
 from api.access_log import Visit, shown_address, shown_browser, shown_referrer
 from api.keys import ACCESS_LOG, ANONYMOUS, JOB, LIMIT_HEADERS, METRICS, NOTICES, SETTINGS
 from api.transport import came_encrypted, client_address
-from jobs.problems import Problem
+from jobs.problems import Problem, store_unavailable
 from jobs.process import timestamp
 from jobs.store import STORE_ERRORS
 
@@ -73,14 +73,7 @@ async def render_problems(request: web.Request, handler: Handler) -> web.StreamR
         return problem_response(_from_http(error))
     except STORE_ERRORS as error:
         log.warning("store does not answer", exc_info=error)
-        return problem_response(
-            Problem(
-                503,
-                "store_unavailable",
-                "The job store does not answer. Try again in a moment.",
-                {"Retry-After": "1"},
-            )
-        )
+        return problem_response(store_unavailable())
     except Exception:
         log.exception("request failed")
         return problem_response(

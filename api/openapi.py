@@ -54,6 +54,7 @@ _INFO = {
         "limits",
         "retention",
         "transport",
+        "guard",
         "formats",
         "api_key_required",
         "sealing_key",

@@ -8,7 +8,7 @@ from aiohttp import web
 from api import consent, openapi
 from api.asked import preferred_languages
 from api.callers import may_go_without_key
-from api.keys import METRICS, NOTICES, PUBLIC_KEY, PULSE, SETTINGS
+from api.keys import GATE, METRICS, NOTICES, PUBLIC_KEY, PULSE, SETTINGS
 from jobs import __version__, formats
 from jobs.contract import WEBP_COST
 from jobs.problems import Problem
@@ -35,7 +35,7 @@ async def info(request: web.Request) -> web.Response:
     """Version, limits and retention, as they are configured here."""
     settings = request.app[SETTINGS]
     key = request.app[PUBLIC_KEY]
-    behind = settings.trusted_proxies
+    behind, gate = settings.trusted_proxies, request.app[GATE]
     return _json(
         {
             "version": __version__,
@@ -59,6 +59,10 @@ async def info(request: web.Request) -> web.Response:
                 "tls": "here" if settings.tls_cert else "proxy" if behind else "loopback",
                 "trusted_proxies": list(settings.trusted_proxies),
             },
+            "guard": {
+                "redis": gate.redis,
+                "swap": gate.memory.swap if gate.memory else "unknown",
+            },
             "formats": list(formats.FORMATS),
             "api_key_required": not may_go_without_key(request),
             "sealing_key": {"id": key.id, "x25519": key_text(key.raw).strip()},
@@ -81,7 +85,10 @@ async def readyz(request: web.Request) -> web.Response:
 def why_not_ready(app: web.Application) -> str | None:
     """What keeps jobs for the default model from being answered; None when nothing does."""
     fleet, default = app[PULSE].fleet, app[SETTINGS].default_model
-    if fleet is None:
+    gate = app[GATE]
+    if gate.findings:
+        return "The set-up could keep images, so no jobs are taken: " + " ".join(gate.findings)
+    if fleet is None or not gate.open:
         return "Redis does not answer; check MAYFLY_REDIS_URL."
     if not fleet.workers:
         return "No worker is running; start one with `mayfly worker`."

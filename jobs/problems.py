@@ -55,3 +55,13 @@ def job_not_found() -> Problem:
     return Problem(
         404, "job_not_found", "No job under this id and token. Check both, or submit it again."
     )
+
+
+def store_unavailable() -> Problem:
+    """Redis does not answer (503)."""
+    return Problem(
+        503,
+        "store_unavailable",
+        "The job store does not answer. Try again in a moment.",
+        {"Retry-After": "1"},
+    )

@@ -83,6 +83,18 @@ def stop_signal() -> asyncio.Event:
     return stopping
 
 
+async def until_stopped(stopping: asyncio.Event, tasks: list["asyncio.Task[Any]"]) -> None:
+    """Wait for the signal; a task that fails is one, too."""
+
+    def end(task: "asyncio.Task[Any]") -> None:
+        if not task.cancelled() and task.exception():
+            stopping.set()
+
+    for task in tasks:
+        task.add_done_callback(end)
+    await stopping.wait()
+
+
 def run(role: Callable[[Settings], Coroutine[Any, Any, int]]) -> int:
     """Read the settings and run one role to its end; returns the process's exit code."""
     try:

@@ -26,6 +26,12 @@ class Settings:
     redis_url: str = _setting(
         "", "Redis or Valkey: redis://, rediss:// or unix:// URL.", secret=True
     )
+    allow_unverified_redis: bool = _setting(
+        False, "Take a Redis that does not tell how it is set up; shown in /v1/info."
+    )
+    allow_swap: bool = _setting(
+        False, "Let images be swapped to a disk; shown in /v1/info. For trials."
+    )
     host: str = _setting("127.0.0.1", "Address that the front door listens on.")
     port: int = _setting(8080, "Port that the front door listens on; 0 picks a free one.")
     tls_cert: Path | None = _setting(None, "Front door: PEM file with its certificate chain.")
@@ -218,6 +224,10 @@ def _convert(name: str, text: str, kind: Any) -> Any:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind == Path | None:
         return Path(text)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise SettingsError(f"{name} must be true or false.")
+        return text.lower() == "true"
     try:
         return kind(text)
     except ValueError:

@@ -47,6 +47,18 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--port", help="port to listen on, 0 for a free one (MAYFLY_PORT)")
     for command in (serve, api, worker):
         command.add_argument("--redis-url", help="Redis or Valkey to use (MAYFLY_REDIS_URL)")
+        command.add_argument(
+            "--allow-unverified-redis",
+            action="store_const",
+            const="true",
+            help="take a Redis that does not tell how it is set up",
+        )
+        command.add_argument(
+            "--allow-swap",
+            action="store_const",
+            const="true",
+            help="let images be swapped to a disk, for a trial",
+        )
 
     annotate = commands.add_parser("annotate", help="find things in images")
     annotate.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -127,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _use(options: argparse.Namespace) -> None:
     """Flags are settings with a shorter name; child processes read them from the environment."""
-    for name in ("host", "port", "redis_url"):
+    for name in ("host", "port", "redis_url", "allow_unverified_redis", "allow_swap"):
         if getattr(options, name, None) is not None:
             os.environ[f"MAYFLY_{name.upper()}"] = getattr(options, name)
 

@@ -20,7 +20,9 @@ async def local_service(
     Raises:
         RuntimeError: it did not become ready; its own message stands on stderr.
     """
-    settings = {"MAYFLY_LOG_LEVEL": "WARNING", **os.environ, **(environment or {})}
+    # What it is sent lies on this machine's disk anyway, so swap may be there.
+    defaults = {"MAYFLY_LOG_LEVEL": "WARNING", "MAYFLY_ALLOW_SWAP": "true"}
+    settings = {**defaults, **os.environ, **(environment or {})}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",  # never from the current folder

@@ -10,9 +10,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from jobs.memory import Memory
 from jobs.process import EX_CONFIG, background, harden, stop_signal
 from jobs.sealing import PrivateKey, key_text
-from jobs.settings import Settings
+from jobs.settings import Settings, SettingsError
 from scripts import certificates
 from scripts.processes import child_setup, stop
 from scripts.valkey import private_valkey
@@ -42,6 +43,8 @@ async def run(settings: Settings, workers: int, *, self_signed: bool = False) ->
             for_api |= _own_certificate(settings, folder)
             os.environ["MAYFLY_HSTS_S"] = "0"  # browsers must not insist on it after the trial
         harden()
+        if unsafe := Memory(settings).findings():  # the key is in this process as well
+            raise SettingsError("\n  ".join(unsafe))
         supervisor = _Supervisor(url, {"api": for_api, "worker": for_worker}, settings.drain_s)
         roles = ["api", *["worker"] * workers]
         try:

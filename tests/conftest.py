@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import io
+import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +22,7 @@ from PIL import Image
 from api.app import make_app
 from api.keys import PULSE
 from api.main import make_runner
+from jobs.gate import Gate
 from jobs.process import background
 from jobs.sealing import PrivateKey
 from jobs.settings import Settings
@@ -30,6 +32,9 @@ from tests.fakes import Echo
 from worker.models.base import Model
 from worker.pipeline import Pipeline
 from worker.queue import QueueWorker
+
+# The pictures of these tests are nobody's, and many a machine that they run on has swap.
+os.environ.setdefault("MAYFLY_ALLOW_SWAP", "true")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -118,7 +123,9 @@ async def running_worker(
     info = WorkerInfo("test-worker", key.public.id, "cpu", [model.info])
     with ThreadPoolExecutor(1) as device:
         pipeline = Pipeline(store, key, {model.info.name: model}, device, settings)
-        queue = QueueWorker(model.info.name, store, pipeline, settings)
+        gate = Gate(store.redis, settings)
+        await gate.look()
+        queue = QueueWorker(model.info.name, store, pipeline, settings, gate)
 
         async def heartbeat() -> None:
             while True:
@@ -143,10 +150,10 @@ async def worker(
 
 @contextlib.asynccontextmanager
 async def running_front_door(
-    settings: Settings, key: PrivateKey
+    settings: Settings, key: PrivateKey, app: web.Application | None = None
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """A front door on a real socket, with a client of it."""
-    app = make_app(settings, key.public)
+    app = app or make_app(settings, key.public)
     runner = make_runner(app, dataclasses.replace(settings, drain_s=1))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -8,7 +8,9 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from jobs.process import background, harden, stop_signal
+from jobs.gate import Gate
+from jobs.memory import Memory
+from jobs.process import background, harden, stop_signal, until_stopped
 from jobs.sealing import PrivateKey
 from jobs.settings import Settings, SettingsError
 from jobs.store import STORE_ERRORS, Store, WorkerInfo
@@ -30,10 +32,14 @@ async def run(settings: Settings) -> int:
     key = PrivateKey.load(settings.worker_key_file)
     harden()
     store = Store.open(settings, patient=True)
+    gate = Gate(store.redis, settings)
+    gate.memory = Memory(settings)
+    await gate.look()
+    gate.refuse_start()
     served, device_name = load_models(settings)
     with ThreadPoolExecutor(1, "device") as device:
         pipeline = Pipeline(store, key, served, device, settings)
-        queues = [QueueWorker(name, store, pipeline, settings) for name in served]
+        queues = [QueueWorker(name, store, pipeline, settings, gate) for name in served]
         worker_id = secrets.token_hex(8)
 
         async def heartbeat() -> None:
@@ -42,8 +48,9 @@ async def run(settings: Settings) -> int:
                 info = WorkerInfo(
                     worker_id, key.public.id, device_name, pipeline.infos(), in_flight
                 )
-                with contextlib.suppress(*STORE_ERRORS):
-                    await store.heartbeat(info)
+                if gate.open:  # a worker that takes no jobs is not there
+                    with contextlib.suppress(*STORE_ERRORS):
+                        await store.heartbeat(info)
                 if pipeline.wedged():
                     log.critical("device thread is wedged, giving up")
                     os._exit(EX_WEDGED)  # a stuck thread cannot be stopped; its jobs run elsewhere
@@ -51,11 +58,9 @@ async def run(settings: Settings) -> int:
 
         stopping = stop_signal()
         loops = [loop for queue in queues for loop in (queue.main(), queue.listen(), queue.renew())]
-        async with background(heartbeat(), pipeline.serve(), *loops) as tasks:
+        async with background(heartbeat(), gate.serve(), pipeline.serve(), *loops) as tasks:
             log.info("worker ready", extra={"fields": {"models": sorted(served)}})
-            stopped = asyncio.create_task(stopping.wait())
-            await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
+            await until_stopped(stopping, tasks)
             with contextlib.suppress(*STORE_ERRORS):
                 await store.farewell(worker_id)
             await asyncio.gather(*(queue.drain(settings.drain_s) for queue in queues))

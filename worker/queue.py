@@ -15,6 +15,7 @@ from typing import Any
 from arq import Worker, func
 from arq.connections import ArqRedis
 
+from jobs.gate import Gate
 from jobs.settings import Settings
 from jobs.store import (
     STORE_ERRORS,
@@ -36,7 +37,9 @@ POLL_S = 0.5
 class QueueWorker(Worker):
     """Serves one model's queue."""
 
-    def __init__(self, model: str, store: Store, pipeline: Pipeline, settings: Settings) -> None:
+    def __init__(
+        self, model: str, store: Store, pipeline: Pipeline, settings: Settings, gate: Gate
+    ) -> None:
         async def annotate(ctx: dict[str, Any]) -> None:
             await pipeline.annotate(Claimed(ctx["job_id"], ctx["score"], ctx["job_try"]))
 
@@ -54,6 +57,7 @@ class QueueWorker(Worker):
         )
         self._model = model
         self._store = store
+        self._gate = gate
         self._wake = asyncio.Event()
 
     async def main(self) -> None:
@@ -61,7 +65,7 @@ class QueueWorker(Worker):
         while True:
             self._wake.clear()
             room = self.max_jobs - len(self.tasks)
-            if room > 0 and self.allow_pick_jobs:
+            if room > 0 and self.allow_pick_jobs and self._gate.open:
                 with contextlib.suppress(*STORE_ERRORS):
                     for job in await self._store.claim(self._model, room, LEASE_S):
                         if job.id not in self.tasks:  # its lease ran out under us: it goes on
