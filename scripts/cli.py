@@ -60,30 +60,7 @@ def _parser() -> argparse.ArgumentParser:
             help="let images be swapped to a disk, for a trial",
         )
 
-    annotate = commands.add_parser("annotate", help="find things in images")
-    annotate.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    annotate.add_argument(
-        "--box",
-        action="append",
-        default=[],
-        metavar="[IMAGE:]X0,Y0,X1,Y1",
-        help="a box round one example, on the first FILE unless IMAGE is named; repeatable",
-    )
-    annotate.add_argument(
-        "--not-box",
-        action="append",
-        default=[],
-        metavar="[IMAGE:]X0,Y0,X1,Y1",
-        help="a box round something that looks alike and is not meant; repeatable",
-    )
-    annotate.add_argument("--label", default="object", help="what the examples are called")
-    annotate.add_argument("--model", help="another model than the server's default")
-    annotate.add_argument("--min-score", type=float, help="lowest score to report, 0 to 1")
-    annotate.add_argument("--server", help="URL of a running service; without it one is started")
-    annotate.add_argument("--api-key", default=os.environ.get("API_KEY"), help="or set API_KEY")
-    annotate.add_argument("--format", choices=["json", "coco"], default="json")
-    annotate.add_argument("-o", "--output", type=Path, help="file to write (default: stdout)")
-    annotate.set_defaults(run=_annotate)
+    _annotate_options(commands.add_parser("annotate", help="find things in images"))
 
     models = commands.add_parser("models", help="list models, fetch their weights")
     actions = models.add_subparsers(required=True, metavar="ACTION")
@@ -135,6 +112,78 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _annotate_options(annotate: argparse.ArgumentParser) -> None:
+    from scripts.dataset import KINDS
+
+    annotate.set_defaults(run=_annotate)
+    annotate.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="images, folders, zip or tar archives, globs; - reads a list of them from stdin",
+    )
+    what = annotate.add_argument_group("what to look for")
+
+    def several(flag: str, metavar: str, text: str, kind: type = str) -> None:
+        what.add_argument(
+            flag,
+            action="append",
+            default=[],
+            metavar=metavar,
+            type=kind,
+            help=f"{text}; repeatable",
+        )
+
+    place = "on the first image unless IMAGE is named"
+    several("--box", "[IMAGE:]X0,Y0,X1,Y1[:LABEL]", f"a box round one example, {place}")
+    several(
+        "--not-box", "[IMAGE:]X0,Y0,X1,Y1[:LABEL]", "a box round a look-alike that is not meant"
+    )
+    several("--point", "[IMAGE:]X,Y[:LABEL]", f"a point on one example, {place}")
+    several("--text", "WORDS", "words for it, for models that read")
+    several("--prompts", "FILE", "prompts as the API takes them, images named by path", Path)
+    several(
+        "--from-labels",
+        "COCO.json",
+        "take existing labels as examples, and leave images that have labels alone",
+        Path,
+    )
+    what.add_argument(
+        "--examples", type=int, default=5, metavar="N", help="of each existing label (default 5)"
+    )
+    what.add_argument("--label", default="object", help="what examples without LABEL are called")
+    what.add_argument("--model", help="another model than the server's default")
+    what.add_argument("--min-score", type=float, help="lowest score to report, 0 to 1")
+    what.add_argument("--max-annotations", type=int, help="most finds an image (300)")
+    what.add_argument("--mask", action="store_true", help="masks too, if the model has them")
+    what.add_argument("--keypoints", action="store_true", help="keypoints too, if it has them")
+    out = annotate.add_argument_group("what comes out")
+    out.add_argument("-o", "--output", metavar="OUT", help="file or folder (default: stdout)")
+    out.add_argument(
+        "--format", choices=KINDS, default="mayfly", metavar="FORMAT", help=", ".join(KINDS)
+    )
+    out.add_argument(
+        "--split", type=float, default=0, metavar="SHARE", help="share of a validation part, 0 to 1"
+    )
+    out.add_argument(
+        "--images",
+        choices=["none", "link", "copy"],
+        help="put the images beside their labels (default: link for yolo, else none)",
+    )
+    out.add_argument(
+        "--image-prefix", default="", metavar="TEXT", help="before names in Label Studio's tasks"
+    )
+    out.add_argument("--preview", type=int, default=0, metavar="N", help="draw the first N images")
+    how = annotate.add_argument_group("how")
+    how.add_argument("--server", help="URL of a running service; without it one is started")
+    how.add_argument("--api-key", default=os.environ.get("API_KEY"), help="or set API_KEY")
+    how.add_argument("--ca", type=Path, metavar="FILE", help="certificate to trust, if self-signed")
+    how.add_argument("--concurrency", type=int, default=8, help="images on their way (default 8)")
+    how.add_argument("--limit", type=int, metavar="N", help="stop after N images")
+    how.add_argument("--watch", action="store_true", help="go on with images that appear later")
+    how.add_argument("--dry-run", action="store_true", help="say what would be done")
 
 
 def _use(options: argparse.Namespace) -> None:

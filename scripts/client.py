@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import io
 import random
+import ssl
 import threading
 import time
 import uuid
@@ -130,12 +131,24 @@ class Client:
         url: where the front door listens, such as ``http://127.0.0.1:8080``.
         api_key: the account's key, if the service wants one.
         patience_s: how long one call goes on trying before it raises.
+        ca_file: certificates to trust besides the machine's, such as a self-signed one.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, *, patience_s: float = 120) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        patience_s: float = 120,
+        ca_file: Path | None = None,
+    ) -> None:
         headers = {"X-API-Key": api_key} if api_key else {}
         timeout = aiohttp.ClientTimeout(total=60, sock_connect=5)
-        connector = aiohttp.TCPConnector(limit=0)  # whoever calls decides how many at a time
+        trust = ssl.create_default_context()
+        if ca_file:
+            trust.load_verify_locations(ca_file)
+        # no limit of its own: whoever calls decides how many at a time
+        connector = aiohttp.TCPConnector(limit=0, ssl=trust)
         self._session = aiohttp.ClientSession(
             url, headers=headers, timeout=timeout, connector=connector
         )

@@ -74,7 +74,7 @@ class Bright:
         name="exemplar",
         version="bright",
         labels=[],
-        tasks=["detect", "embed"],
+        tasks=["detect"],
         prompts=["box", "point", "embedding"],
         outputs=["box"],
         min_score=0.5,

@@ -1,14 +1,16 @@
 """Results in the formats that annotation tools and trainers read.
 
 Pure functions over `Annotated`. `FORMATS` holds the answers for one image, by the name that stands
-in ``?format=``; `write_coco`, `yolo` and `data_yaml` write data sets. Only `mayfly` can also say
-what ``task: "embed"`` answers. Labels are anybody's text and are escaped in every format; what XML
+in ``?format=``. Data sets are made of those that start with ``write``, and of `yolo`, `yolo_pose`,
+`data_yaml`, `voc`, `labelme`, `label_studio_task` and `roboflow`. Only `mayfly` can also say what
+``task: "embed"`` answers. Labels are anybody's text and are escaped in every format; what XML
 cannot carry becomes U+FFFD there.
 """
 
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,22 +19,36 @@ from msgspec import Struct
 from jobs.contract import Annotated, Embedded
 from jobs.formats.coco import coco, write_coco
 from jobs.formats.labels import labels_of
-from jobs.formats.markup import cvat, voc
+from jobs.formats.markup import cvat, voc, write_cvat
 from jobs.formats.masks import outlines
-from jobs.formats.table import table
-from jobs.formats.tools import label_studio, label_studio_regions, labelme, roboflow
-from jobs.formats.yolo import data_yaml, yolo
+from jobs.formats.table import table, write_counts, write_table
+from jobs.formats.tools import (
+    label_studio,
+    label_studio_regions,
+    label_studio_task,
+    labelme,
+    roboflow,
+)
+from jobs.formats.yolo import data_yaml, yolo, yolo_pose
 
 __all__ = [
     "FORMATS",
     "Format",
     "data_yaml",
     "label_studio_regions",
+    "label_studio_task",
+    "labelme",
     "labels_of",
     "mayfly",
     "outlines",
+    "roboflow",
+    "voc",
     "write_coco",
+    "write_counts",
+    "write_cvat",
+    "write_table",
     "yolo",
+    "yolo_pose",
 ]
 
 
@@ -85,6 +101,7 @@ _JSON, _XML, _TEXT = "application/json", "application/xml", "text/plain; charset
 FORMATS: dict[str, Format] = {
     "mayfly": Format(_JSON, "json", lambda result, name: mayfly(result)),
     "coco": Format(_JSON, "json", coco),
+    "coco-polygon": Format(_JSON, "json", partial(coco, polygons=True)),
     "yolo": Format(
         _TEXT, "txt", _text(lambda result: yolo(result, labels_of([result]))), numbered=True
     ),
@@ -93,6 +110,9 @@ FORMATS: dict[str, Format] = {
         "txt",
         _text(lambda result: yolo(result, labels_of([result]), polygons=True)),
         numbered=True,
+    ),
+    "yolo-pose": Format(
+        _TEXT, "txt", _text(lambda result: yolo_pose(result, labels_of([result]))), numbered=True
     ),
     "voc": Format(_XML, "xml", voc),
     "labelme": Format(_JSON, "json", _json(labelme)),

@@ -7,18 +7,22 @@ from typing import Any, BinaryIO
 
 from jobs.contract import Annotated, Annotation
 from jobs.formats.labels import numbers
-from jobs.formats.masks import area
+from jobs.formats.masks import area, outlines
 
 
-def coco(result: Annotated, name: str) -> bytes:
+def coco(result: Annotated, name: str, *, polygons: bool = False) -> bytes:
     """One image as a data set of its own."""
     out = BytesIO()
-    write_coco(out, [(name, result)])
+    write_coco(out, [(name, result)], polygons=polygons)
     return out.getvalue()
 
 
 def write_coco(
-    out: BinaryIO, items: Iterable[tuple[str, Annotated]], labels: Sequence[str] | None = None
+    out: BinaryIO,
+    items: Iterable[tuple[str, Annotated]],
+    labels: Sequence[str] | None = None,
+    *,
+    polygons: bool = False,
 ) -> None:
     """Write a COCO data set: ids from 1, boxes as x, y, width, height in pixels, and scores.
 
@@ -32,6 +36,8 @@ def write_coco(
             twice, in the same order, and never held: a list, or an object whose ``__iter__``
             reads the results from where they are kept.
         labels: the categories in order; None for the labels that occur, sorted.
+        polygons: write masks as the outlines of their parts, for tools that read nothing else.
+            Holes are lost.
 
     Raises:
         TypeError: `items` is a generator, which can be read once only.
@@ -65,7 +71,7 @@ def write_coco(
         for find in result.annotations:
             written += 1
             ids = {"id": written, "image_id": number, "category_id": classes[find.label]}
-            _write_entry(out, written == 1, ids | _entry(find))
+            _write_entry(out, written == 1, ids | _entry(find, polygons))
     out.write(b"]}\n")
 
 
@@ -73,7 +79,7 @@ def _write_entry(out: BinaryIO, first: bool, entry: dict[str, Any]) -> None:
     out.write((b"\n" if first else b",\n") + json.dumps(entry).encode())
 
 
-def _entry(find: Annotation) -> dict[str, Any]:
+def _entry(find: Annotation, polygons: bool) -> dict[str, Any]:
     x0, y0, x1, y1 = find.box
     width, height = x1 - x0, y1 - y0
     entry: dict[str, Any] = {
@@ -83,7 +89,10 @@ def _entry(find: Annotation) -> dict[str, Any]:
         "iscrowd": 0,
         "score": find.score,
     }
-    if find.mask:
+    if find.mask and polygons:
+        rings = outlines(find.mask)
+        entry["segmentation"] = [[float(n) for corner in ring for n in corner] for ring in rings]
+    elif find.mask:
         entry["segmentation"] = {"size": find.mask.size, "counts": find.mask.counts}
     if find.keypoints is not None:
         entry["keypoints"] = [number for point in find.keypoints for number in point]

@@ -1,6 +1,9 @@
 """The XML formats: Pascal VOC and CVAT for images 1.1."""
 
 import re
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from typing import BinaryIO
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from jobs.contract import Annotated, Annotation, Size
@@ -32,30 +35,54 @@ def voc(result: Annotated, name: str) -> bytes:
 
 
 def cvat(result: Annotated, name: str) -> bytes:
-    """CVAT for images 1.1, as its importer takes it for a task that has an image of that name.
+    """CVAT for images 1.1, as its importer takes it for a task that has an image of that name."""
+    out = BytesIO()
+    write_cvat(out, [(name, result)], labels_of([result]))
+    return out.getvalue()
+
+
+def write_cvat(
+    out: BinaryIO, items: Iterable[tuple[str, Annotated]], labels: Sequence[str]
+) -> None:
+    """Write CVAT for images 1.1, for a task that has images of these names.
 
     A find is a mask where there is one, else a box, in pixels; its keypoints that have a place
     are a points shape in the same group. CVAT has no field for scores.
+
+    Args:
+        out: a binary file; the parts go to it as they are made.
+        items: file name and result of each image; any iterable.
+        labels: all that occur.
     """
     root = Element("annotations")
     _leaves(root, version="1.1")
     task = SubElement(SubElement(root, "meta"), "task")
-    _leaves(task, size=1, mode="annotation")
-    labels = SubElement(task, "labels")
-    for label in labels_of([result]):
-        _leaves(SubElement(labels, "label"), name=label, type="any", attributes="")
+    _leaves(task, mode="annotation")
+    listed = SubElement(task, "labels")
+    for label in labels:
+        _leaves(SubElement(listed, "label"), name=label, type="any", attributes="")
+    head, tail = _document(root).rsplit(b"</annotations>", 1)
+    out.write(head)
+    for number, (name, result) in enumerate(items):
+        image = _cvat_image(result, name, number)
+        indent(image, level=1)
+        out.write(b"  " + _escaped(tostring(image, "utf-8")) + b"\n")
+    out.write(b"</annotations>" + tail)
+
+
+def _cvat_image(result: Annotated, name: str, number: int) -> Element:
     width, height = str(result.image.width), str(result.image.height)
-    image = SubElement(root, "image", id="0", name=_text(name), width=width, height=height)
-    for number, find in enumerate(result.annotations, 1):
+    image = Element("image", id=str(number), name=_text(name), width=width, height=height)
+    for group, find in enumerate(result.annotations, 1):
         common = {"label": _text(find.label), "source": "auto", "occluded": "0", "z_order": "0"}
         points = [f"{x},{y}" for x, y, visibility in find.keypoints or () if visibility]
         if points:
-            common["group_id"] = str(number)
+            common["group_id"] = str(group)
         tag, place = _cvat_place(find)
         SubElement(image, tag, common | place)
         if points:
             SubElement(image, "points", common | {"points": ";".join(points)})
-    return _document(root)
+    return image
 
 
 def _cvat_place(find: Annotation) -> tuple[str, dict[str, str]]:
@@ -90,5 +117,8 @@ def _text(text: str) -> str:
 
 def _document(root: Element) -> bytes:
     indent(root)
-    document: bytes = tostring(root, "utf-8", xml_declaration=True)
+    return _escaped(tostring(root, "utf-8", xml_declaration=True))
+
+
+def _escaped(document: bytes) -> bytes:
     return document.replace(b"\r", b"&#13;")  # a bare one would be read as a line feed

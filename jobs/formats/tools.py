@@ -49,10 +49,15 @@ def labelme(result: Annotated, name: str) -> dict[str, Any]:
 
 
 def label_studio(result: Annotated, name: str) -> list[dict[str, Any]]:
-    """A Label Studio import of one task with one prediction.
+    """A Label Studio import of one task, as `label_studio_task` makes it."""
+    return [label_studio_task(result, name)]
 
-    ``data.image`` is the bare file name; put the image's address there before importing. The
-    controls of the labelling setup are to be called as in `CONTROLS` and its image ``image``.
+
+def label_studio_task(result: Annotated, name: str) -> dict[str, Any]:
+    """A task with one prediction, for a list of them that Label Studio imports.
+
+    ``data.image`` is `name`; it is to be an address that Label Studio reaches. The controls of the
+    labelling setup are to be called as in `CONTROLS` and its image ``image``.
     """
     scores = [find.score for find in result.annotations]
     prediction = {
@@ -60,7 +65,7 @@ def label_studio(result: Annotated, name: str) -> list[dict[str, Any]]:
         "score": sum(scores) / len(scores) if scores else 0.0,
         "result": label_studio_regions(result),
     }
-    return [{"data": {"image": name}, "predictions": [prediction]}]
+    return {"data": {"image": name}, "predictions": [prediction]}
 
 
 def label_studio_regions(

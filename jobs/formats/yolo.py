@@ -37,7 +37,33 @@ def yolo(
     return "".join(lines)
 
 
-def data_yaml(labels: Sequence[str], train: str = "images", val: str = "images") -> str:
+def yolo_pose(result: Annotated, labels: Sequence[str], keypoints: int | None = None) -> str:
+    """Label file of one image with keypoints: ``class cx cy w h x y v x y v …``.
+
+    Args:
+        labels: as for `yolo`.
+        keypoints: how many each line has, the same in a whole data set; what a find lacks is 0.
+            None for the most that a find of `result` has.
+
+    Raises:
+        ValueError: as `yolo`; a find has more keypoints.
+    """
+    counts = [len(find.keypoints or ()) for find in result.annotations]
+    count = max(counts, default=0) if keypoints is None else keypoints
+    if max(counts, default=0) > count:
+        raise ValueError(f"A find has more than {count} keypoints.")
+    lines = yolo(result, labels).splitlines()
+    for at, find in enumerate(result.annotations):
+        for x, y, visibility in find.keypoints or ():
+            across, down = _fractions([x, y] if visibility else [0, 0], result.image)
+            lines[at] += f" {across:.8f} {down:.8f} {visibility}"
+        lines[at] += " 0 0 0" * (count - counts[at])
+    return "".join(line + "\n" for line in lines)
+
+
+def data_yaml(
+    labels: Sequence[str], train: str = "images", val: str = "images", keypoints: int | None = None
+) -> str:
     """The data.yaml of a YOLO data set.
 
     Args:
@@ -45,8 +71,11 @@ def data_yaml(labels: Sequence[str], train: str = "images", val: str = "images")
         train: folder of the training images, relative to the file; label files are looked for
             under the same path with ``images`` replaced by ``labels``.
         val: the same for validation.
+        keypoints: how many each find has, in data sets of `yolo_pose`.
     """
     head = f"train: {_scalar(train)}\nval: {_scalar(val)}\nnc: {len(labels)}\n"
+    if keypoints is not None:
+        head += f"kpt_shape: [{keypoints}, 3]\n"
     if not labels:
         return head + "names: {}\n"
     names = "".join(f"  {number}: {_scalar(label)}\n" for number, label in enumerate(labels))

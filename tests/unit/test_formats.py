@@ -168,8 +168,10 @@ def test_names_and_media_types_are_those_of_the_contract() -> None:
     assert list(FORMATS) == [
         "mayfly",
         "coco",
+        "coco-polygon",
         "yolo",
         "yolo-seg",
+        "yolo-pose",
         "voc",
         "labelme",
         "label-studio",
@@ -180,7 +182,11 @@ def test_names_and_media_types_are_those_of_the_contract() -> None:
     for form in FORMATS.values():
         assert re.fullmatch(r"(application|text)/[a-z]+(; .+)?", form.media_type)
         assert form.extension in ("json", "txt", "xml", "csv")
-    assert [name for name, form in FORMATS.items() if form.numbered] == ["yolo", "yolo-seg"]
+    assert [name for name, form in FORMATS.items() if form.numbered] == [
+        "yolo",
+        "yolo-seg",
+        "yolo-pose",
+    ]
 
 
 @pytest.mark.parametrize("name", FORMATS)
