@@ -11,6 +11,8 @@ demo: $(STAMP)
 	@$(BIN)/mayfly demo --out out
 
 test: check
+	@command -v chromium chromium-browser >/dev/null || \
+		echo "== the page's tests will be skipped: they need a browser, apt-get install chromium"
 	@echo "== tests"
 	@$(BIN)/pytest
 

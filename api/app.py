@@ -1,11 +1,12 @@
 """The application: settings in, app out. The route list is the table of contents."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from api import consent, service
+from api import consent, convert, service
 from api import jobs as job_handlers
 from api.access_log import AccessLog
 from api.accounts import Accounts
@@ -14,6 +15,7 @@ from api.keys import (
     ACCESS_LOG,
     ACCOUNTS,
     CHANGES,
+    CONVERTING,
     GATE,
     METRICS,
     NOTICES,
@@ -40,6 +42,7 @@ ROUTES = [
     web.get("/v1/jobs/{id}/result", job_handlers.fetch, allow_head=False),
     web.get("/v1/jobs/{id}/events", job_handlers.follow, allow_head=False),
     web.delete("/v1/jobs/{id}", job_handlers.erase),
+    web.post("/v1/convert", convert.convert),
     web.get("/v1/models", service.models),
     web.get("/v1/info", service.info),
     web.get("/v1/privacy/notice", service.notice),
@@ -69,6 +72,7 @@ def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
     app[CHANGES] = Changes(store)
     app[PULSE] = pulse
     app[METRICS] = Metrics(pulse)
+    app[CONVERTING] = asyncio.Lock()
     app[NOTICES] = Notices(settings)
     app[ACCESS_LOG] = AccessLog(settings)
     app[ACCOUNTS] = Accounts(open_database(settings))

@@ -16,12 +16,13 @@ from msgspec import Meta, Struct
 
 from api.keys import NOTICES, SETTINGS
 from api.notice import COOKIE_DAYS
-from api.upload import read_small
+from api.upload import read_json
 from jobs.contract import Output, Unit
 from jobs.problems import Problem, unprocessable
 
 COOKIE = "__Host-mayfly"  # browsers take this prefix from this very host over TLS only
 
+_MAX_BYTES = 2048  # browsers keep 4 kB, as base64
 _Name = Hint[str, Meta(max_length=100)]
 
 
@@ -87,7 +88,7 @@ async def agree(request: web.Request) -> web.Response:
             "To keep selections, switch it off for this site.",
         )
     try:
-        chosen = _selections.decode(await read_small(request, request.app[SETTINGS]))
+        chosen = _selections.decode(await read_json(request, request.app[SETTINGS], _MAX_BYTES))
     except msgspec.ValidationError as error:
         raise unprocessable("invalid_selections", f"The selections do not fit: {error}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError):

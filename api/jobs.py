@@ -1,7 +1,5 @@
 """The handlers of a job's life: submit, look, fetch, follow, erase."""
 
-import asyncio
-import json
 import time
 from typing import Any
 
@@ -18,6 +16,7 @@ from api.asked import (
     wanted_format,
 )
 from api.callers import submitter
+from api.convert import write
 from api.images import check_image
 from api.keys import CHANGES, GATE, JOB, METRICS, PUBLIC_KEY, PULSE, SETTINGS, STORE
 from api.limits import LIMITS
@@ -165,11 +164,7 @@ async def _deliver(
         raise result.problem()
     if isinstance(result, Embedded) or result_format is formats.FORMATS["mayfly"]:
         return web.Response(body=plain, content_type="application/json")
-    headers = {"Content-Type": result_format.media_type}
-    if result_format.numbered:  # the body has no place for the names
-        headers["Mayfly-Labels"] = json.dumps(formats.labels_of([result]))
-    body = await asyncio.to_thread(result_format.render, result)  # masks become outlines
-    return web.Response(body=body, headers=headers)
+    return await write(result, result_format)
 
 
 def _refuse_when_unsafe(request: web.Request) -> None:

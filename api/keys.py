@@ -1,5 +1,7 @@
 """What the application and its requests carry, typed."""
 
+import asyncio
+
 from aiohttp import web
 
 from api.access_log import AccessLog
@@ -19,6 +21,7 @@ GATE = web.AppKey("gate", Gate)
 CHANGES = web.AppKey("changes", Changes)
 PULSE = web.AppKey("pulse", Pulse)
 METRICS = web.AppKey("metrics", Metrics)
+CONVERTING = web.AppKey("converting", asyncio.Lock)  # one at a time
 NOTICES = web.AppKey("notices", Notices)
 ACCESS_LOG = web.AppKey("access_log", AccessLog)
 ACCOUNTS = web.AppKey("accounts", Accounts)

@@ -48,14 +48,15 @@ class Limits:
         self._of_address = parse_limits(settings.address_limits, "MAYFLY_ADDRESS_LIMITS")
         self._of_key = parse_limits(settings.key_limits, "MAYFLY_KEY_LIMITS")
 
-    async def submission(self, request: web.Request, asking: Caller) -> None:
+    async def submission(self, request: web.Request, asking: Caller, what: str = "submit") -> None:
         """Count a job that is about to be uploaded; see `spend`. A key has its own limits or the
-        common ones. Where only this machine needs no key, it has none."""
+        common ones. Where only this machine needs no key, it has none. Anything else that costs
+        work is counted apart, by the name `what`, under the same limits."""
         if asking.key:
             limits = parse_limits(asking.key.limits, "limits") or self._of_key
         else:
             limits = self._of_address if self._anonymous == "limited" else []
-        await self.spend(request, limits, "submit", asking.subject)
+        await self.spend(request, limits, what, asking.subject)
 
     async def spend(
         self, request: web.Request, limits: list[RateLimitItem], what: str, whose: str

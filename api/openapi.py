@@ -113,13 +113,16 @@ _READER = _parameter(
     "lease the result to this key; it stays until the same key acknowledges with DELETE",
 )
 _OWNED: Json = {"security": [{"token": []}]}
-_RESULT = {
-    "description": "the result; it is deleted, or leased if Idempotency-Key was sent",
+_WRITTEN = {
+    "description": "the result in the format",
     "content": {
         form.media_type.partition(";")[0]: {"schema": {"type": "string"}}
         for form in formats.FORMATS.values()
     }
     | {"application/json": {"schema": {"anyOf": [_annotated, _embedded, {}]}}},
+}
+_RESULT = _WRITTEN | {
+    "description": "the result; it is deleted, or leased if Idempotency-Key was sent"
 }
 _IMAGE = {"type": "string", "contentMediaType": "image/*"}
 
@@ -216,6 +219,24 @@ DOCUMENT: Json = {
                 },
             }
         },
+        "/v1/convert": {
+            "post": {
+                "summary": "Write a result that you have in another format",
+                "description": "Of finds that were corrected, for example. Nothing is kept.",
+                "security": [{}, {"account": []}],
+                "parameters": [
+                    _FORMAT,
+                    _parameter(
+                        "query", "name", {"type": "string", "maxLength": 255}, "of the image file"
+                    ),
+                ],
+                "requestBody": {"required": True, **_content(_annotated)},
+                "responses": {
+                    "200": _WRITTEN,
+                    **_problems(400, 401, 403, 408, 413, 415, 422, 429, 503),
+                },
+            }
+        },
         "/v1/models": {
             "get": {
                 "summary": "What can be asked for",
@@ -254,7 +275,7 @@ DOCUMENT: Json = {
                 "requestBody": {"required": True, **_content(_selections)},
                 "responses": {
                     "200": _json(_consent, "kept in the cookie that comes with the answer"),
-                    **_problems(400, 403, 408, 413, 422),
+                    **_problems(400, 403, 408, 413, 415, 422),
                 },
             },
             "delete": {

@@ -12,7 +12,6 @@ from jobs.problems import Problem
 from jobs.settings import Settings
 
 _CHUNK = 256 * 1024
-_MAX_SMALL_BYTES = 4096
 _MAX_REQUEST_BYTES = 2 * 1024 * 1024  # embeddings travel in it
 # all that aiohttp's parser raises for one broken form or another
 _UNREADABLE = (
@@ -38,8 +37,7 @@ async def read_upload(request: web.Request, settings: Settings) -> Upload:
     Raises:
         Problem: 400 malformed, 408 too slow, 413 too large, 415 not a form that is understood.
     """
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise Problem(415, "encoding_unsupported", "Send the body without Content-Encoding.")
+    _refuse_encoded(request)
     if request.content_type not in (*MEDIA_TYPES, "multipart/form-data"):
         raise Problem(
             415,
@@ -59,15 +57,18 @@ async def read_upload(request: web.Request, settings: Settings) -> Upload:
         raise _too_slow(settings) from None
 
 
-async def read_small(request: web.Request, settings: Settings) -> bytes:
-    """Read a body of at most 4 kB: a form's fields, not an image.
+async def read_json(
+    request: web.Request, settings: Settings, limit: int = _MAX_REQUEST_BYTES
+) -> bytes:
+    """Read a body that is no image, of at most `limit` bytes; does not look into it.
 
     Raises:
-        Problem: 408 too slow, 413 too large.
+        Problem: 408 too slow, 413 too large, 415 compressed.
     """
+    _refuse_encoded(request)
     try:
         async with asyncio.timeout(settings.upload_timeout_s):
-            return await _read_raw(request, _MAX_SMALL_BYTES, "The body")
+            return await _read_raw(request, limit, "The body")
     except TimeoutError:
         raise _too_slow(settings) from None
 
@@ -125,6 +126,11 @@ async def _read_part(part: BodyPartReader, limit: int) -> bytes:
     return bytes(data)
 
 
+def _refuse_encoded(request: web.Request) -> None:
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise Problem(415, "encoding_unsupported", "Send the body without Content-Encoding.")
+
+
 def _too_slow(settings: Settings) -> Problem:
     return Problem(
         408,
@@ -137,7 +143,7 @@ def _too_large(what: str, limit: int) -> Problem:
     return Problem(
         413,
         "too_many_bytes",
-        f"{what} is larger than {limit} bytes. Compress the image or scale it down.",
+        f"{what} is larger than {limit} bytes. Send less: scale images down, or cut them up.",
         {"Connection": "close"},
     )
 
