@@ -5,25 +5,32 @@ worker and an eraser can never both win. Scripts that only drain carry ``allow-o
 finishing and fetching go on when the memory is full.
 """
 
-# KEYS image job queue arq_job
-# ARGV id sealed image_ttl job_ttl model arq_payload is_bulk max_jobs max_bytes wake_channel
+BULK = 1e11  # scores of bulk jobs are this much higher
+
+# KEYS image job queue arq_job turn lane swept
+# ARGV id sealed image_ttl job_ttl model arq_payload score_offset max_jobs max_bytes wake_channel
+#      image_pattern
 # The payload is written before the queue entry: a worker that sees the entry finds the payload.
-# arq serves the lowest score first and nothing with a score in its future. Interactive jobs are
-# scored an hour early and bulk jobs ten minutes, by the server's clock: so every interactive job
-# goes first, hosts' clocks need not agree, and an age can still be read from a score.
+# arq serves the lowest score first. Here it is a turn, as in start-time fair queueing (Goyal, Vin,
+# Cheng 1996): a job's turn is the one that was served last, or, if that is later, one after its
+# owner's last. So owners with jobs take turns, however many each has. What counts as served moves
+# on by a thousandth with each job that comes: equals go in the order of their coming, and who has
+# many waits for no more than a thousand newcomers at each of them.
 SUBMIT = """#!lua
-local image, job, queue, arq_job = unpack(KEYS)
+local image, job, queue, arq_job, turn, lane, swept = unpack(KEYS)
 local id, sealed, image_ttl, job_ttl, model, arq_payload = unpack(ARGV, 1, 6)
-local is_bulk, max_jobs, max_bytes, wake = unpack(ARGV, 7, 10)
+local score_offset, max_jobs, max_bytes, wake, image_pattern = unpack(ARGV, 7, 11)
 if redis.call('EXISTS', job) == 1 then return 'exists' end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + time[2] / 1000 -- with its fraction: first come, first served
-local interactive, bulk = now - 3600000, now - 600000
--- Entries older than an image can live are dead; without a worker nobody else removes them. Between
--- the newest interactive and the oldest dead bulk entry a minute is kept, for a clock set back.
-redis.call('ZREMRANGEBYSCORE', queue, '-inf', interactive - image_ttl)
-redis.call('ZREMRANGEBYSCORE', queue, interactive + 60000, bulk - image_ttl)
-if redis.call('ZCARD', queue) >= tonumber(max_jobs) then return 'full' end
+-- Workers drop dead entries that they meet; where the queue seems full, they are looked for.
+if redis.call('ZCARD', queue) >= tonumber(max_jobs) then
+  if not redis.call('SET', swept, '', 'PX', 1000, 'NX') then return 'full' end
+  for _, entry in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
+    if redis.call('EXISTS', string.format(image_pattern, entry)) == 0 then
+      redis.call('ZREM', queue, entry)
+    end
+  end
+  if redis.call('ZCARD', queue) >= tonumber(max_jobs) then return 'full' end
+end
 local memory = redis.call('INFO', 'memory')
 local used = tonumber(string.match(memory, 'used_memory:(%d+)'))
 local server_max = tonumber(string.match(memory, 'maxmemory:(%d+)'))
@@ -33,7 +40,12 @@ if used + #sealed > limit then return 'full' end
 redis.call('SET', image, sealed, 'PX', image_ttl)
 redis.call('SET', job, model, 'PX', job_ttl)
 redis.call('SET', arq_job, arq_payload, 'PX', image_ttl)
-redis.call('ZADD', queue, is_bulk == '1' and bulk or interactive, id)
+local served = tonumber(redis.call('GET', turn) or 0) + 0.001
+local place = math.max(served, (redis.call('GET', lane) or -1) + 1)
+redis.call('SET', turn, served, 'PX', image_ttl)
+redis.call('SET', lane, place, 'PX', image_ttl)
+redis.call('ZADD', queue, score_offset + place, id)
+redis.call('PEXPIRE', queue, image_ttl) -- with the last image that may wait in it
 redis.call('PUBLISH', wake, id)
 return 'queued'
 """
@@ -54,21 +66,28 @@ if redis.call('EXISTS', job) == 1 then return {'gone', 0, 0} end
 return {'unknown', 0, 0}
 """
 
-# KEYS queue; ARGV room lease_ms in_progress_prefix retry_prefix retry_ttl
+# KEYS queue; ARGV room lease_ms in_progress_prefix retry_prefix retry_ttl image_pattern
 # Running jobs stay in the queue, so the head is read until there is nothing left to claim. The
 # claim is arq's own: its in-progress key, with a short lease that the worker renews, and its count
 # of tries, so that a job which was not handed back is known. -> {{id, score, try}, ...}
 CLAIM = """#!lua flags=allow-oom
-local claimed, room, page = {}, tonumber(ARGV[1]), 200
-for start = 0, 100000, page do
+local room, lease_ms, in_progress, retry, retry_ttl, image_pattern = unpack(ARGV)
+local claimed, start, page = {}, 0, 200
+room = tonumber(room)
+while #claimed < room and start < 100000 do
   local entries = redis.call('ZRANGE', KEYS[1], start, start + page - 1, 'WITHSCORES')
   for i = 1, #entries, 2 do
     local id, score = entries[i], entries[i + 1]
-    if redis.call('SET', ARGV[3] .. id, '1', 'PX', ARGV[2], 'NX') then
-      local try = redis.call('INCR', ARGV[4] .. id)
-      redis.call('PEXPIRE', ARGV[4] .. id, ARGV[5])
-      claimed[#claimed + 1] = {id, score, try}
-      if #claimed == room then return claimed end
+    if redis.call('EXISTS', string.format(image_pattern, id)) == 0 then
+      redis.call('ZREM', KEYS[1], id) -- it expired while it waited
+    else
+      start = start + 1
+      if redis.call('SET', in_progress .. id, '1', 'PX', lease_ms, 'NX') then
+        local try = redis.call('INCR', retry .. id)
+        redis.call('PEXPIRE', retry .. id, retry_ttl)
+        claimed[#claimed + 1] = {id, score, try}
+        if #claimed == room then break end
+      end
     end
   end
   if #entries < 2 * page then break end
@@ -82,15 +101,23 @@ redis.call('SET', KEYS[1], 0, 'PX', ARGV[1], 'NX')
 return redis.call('INCR', KEYS[1])
 """
 
-# KEYS image job result in_progress arq_job arq_retry; ARGV id sealed result_ttl queue_prefix done
+# KEYS image job result in_progress arq_job arq_retry
+# ARGV id sealed result_ttl queue_prefix done_channel bulk_offset turn_prefix bulk_turn_prefix
 # The image goes in the step that stores the result, and so does the job's place in the queue. No
 # image: the job was erased, has expired or was finished by another worker, and this result must not
 # bring it back.
 FINISH = """#!lua flags=allow-oom
 local image, job, result, in_progress, arq_job, arq_retry = unpack(KEYS)
-local id, sealed, result_ttl, prefix, done = unpack(ARGV)
-local model = redis.call('GET', job)
-if model then redis.call('ZREM', prefix .. model, id) end
+local id, sealed, result_ttl, prefix, done, bulk, turn_prefix, bulk_turn_prefix = unpack(ARGV)
+local model = redis.call('GET', job) or ''
+local place = tonumber(redis.call('ZSCORE', prefix .. model, id))
+if place then
+  redis.call('ZREM', prefix .. model, id)
+  local turn = turn_prefix .. model
+  if place >= tonumber(bulk) then turn, place = bulk_turn_prefix .. model, place - bulk end
+  local served = tonumber(redis.call('GET', turn))
+  if served and served < place then redis.call('SET', turn, place, 'KEEPTTL') end
+end
 redis.call('DEL', in_progress, arq_job, arq_retry)
 if redis.call('DEL', image) == 0 then return 0 end
 redis.call('SET', result, sealed, 'PX', result_ttl, 'NX')

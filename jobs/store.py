@@ -1,11 +1,16 @@
 """The only module that knows what lies in Redis: keys, lifetimes, and arq's own keys.
 
-Every key but the queue gets its TTL from the command that creates it. Keys of one job:
+Every key gets its TTL from the step that creates it. Keys of one job:
 
     image   sealed request and images     image TTL      gone when the result is stored
     job     the model's name              outlives both  tells "gone" from "never was"
     result  sealed result                 result TTL     gone when fetched
     lease   digest of a reader's key      lease          who may read the result again
+
+and of one queue, interactive and bulk by themselves:
+
+    turn    which turn was served last    image TTL      where newcomers begin
+    lane    an owner's last turn          image TTL      nobody goes twice in a turn
 """
 
 import asyncio
@@ -69,6 +74,18 @@ def crash_key(job_id: str) -> str:
 
 def queue_key(model: str) -> str:
     return QUEUE_PREFIX + model
+
+
+def turn_key(model: str, bulk: bool) -> str:
+    return f"{PREFIX}turn:{_band(bulk)}:{model}"
+
+
+def lane_key(model: str, bulk: bool, subject: str) -> str:
+    return f"{PREFIX}lane:{_band(bulk)}:{model}:{subject}"
+
+
+def swept_key(model: str) -> str:
+    return f"{PREFIX}swept:{model}"
 
 
 def wake_channel(model: str) -> str:
@@ -227,7 +244,7 @@ class Store:
             sealed: payload, sealed to the workers.
             model: whose queue it goes to.
             bulk: after all interactive jobs.
-            subject: whose it is, as a keyed hash.
+            subject: whose it is, as a keyed hash; owners take turns.
         """
         image_ttl = self._settings.image_ttl_s * 1000
         job_ttl = image_ttl + (self._settings.result_ttl_s + _JOB_MARGIN_S) * 1000
@@ -242,6 +259,9 @@ class Store:
                     job_key(job_id),
                     queue_key(model),
                     job_key_prefix + job_id,
+                    turn_key(model, bulk),
+                    lane_key(model, bulk, subject),
+                    swept_key(model),
                 ],
                 [
                     job_id,
@@ -250,10 +270,11 @@ class Store:
                     job_ttl,
                     model,
                     task,
-                    int(bulk),
+                    lua.BULK if bulk else 0,
                     self._settings.max_queue_jobs,
                     self._settings.max_queue_bytes,
                     wake_channel(model),
+                    image_key("%s"),
                 ],
             )
         except OutOfMemoryError:
@@ -366,6 +387,9 @@ class Store:
                     self._settings.result_ttl_s * 1000,
                     QUEUE_PREFIX,
                     CHANGED_CHANNEL,
+                    lua.BULK,
+                    turn_key("", False),
+                    turn_key("", True),
                 ],
             )
         )
@@ -412,6 +436,7 @@ class Store:
                 in_progress_key_prefix,
                 retry_key_prefix,
                 self._settings.image_ttl_s * 1000,
+                image_key("%s"),
             ],
         )
         return [Claimed(job_id.decode(), float(turn), tries) for job_id, turn, tries in claimed]
@@ -435,6 +460,10 @@ class Store:
         pubsub = self.redis.pubsub()
         await pubsub.subscribe(wake_channel(model))
         return pubsub
+
+
+def _band(bulk: bool) -> str:
+    return "bulk" if bulk else "interactive"
 
 
 def _digest(text: str) -> str:

@@ -26,7 +26,7 @@ from jobs.gate import Gate
 from jobs.process import background
 from jobs.sealing import PrivateKey
 from jobs.settings import Settings
-from jobs.store import QUEUE_PREFIX, Store, WorkerInfo
+from jobs.store import Store, WorkerInfo
 from scripts.valkey import arguments
 from tests.fakes import Echo
 from worker.models.base import Model
@@ -78,7 +78,7 @@ def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def valkey(valkey_url: str, request: pytest.FixtureRequest) -> Iterator["redis.Redis"]:
     """An empty server, seen from outside the service.
 
-    After each test, whatever is left in it must go by itself: only the queue may lack a TTL.
+    After each test, whatever is left in it must go by itself.
     """
     with redis.Redis.from_url(valkey_url) as client:
         client.flushall()
@@ -89,8 +89,7 @@ def valkey(valkey_url: str, request: pytest.FixtureRequest) -> Iterator["redis.R
 
 def keys_without_ttl(valkey: "redis.Redis") -> list[str]:
     keys: Any = valkey.keys("*")
-    names = [key.decode() for key in keys if valkey.ttl(key) == -1]
-    return [name for name in names if not name.startswith(QUEUE_PREFIX)]
+    return [key.decode() for key in keys if valkey.ttl(key) == -1]
 
 
 @pytest.fixture

@@ -29,17 +29,6 @@ async def test_jobs_that_come_at_the_same_moment_all_stay_in_the_queue(
     assert valkey.zcard(queue_key(MODEL)) == len(ids)
 
 
-async def test_a_clock_set_back_takes_no_job_out_of_the_queue(
-    store: Store, valkey: "redis.Redis"
-) -> None:
-    """Scores are times; an entry from the future of a corrected clock waits like the others."""
-    first, second = Capability.new().id, Capability.new().id
-    await store.submit(first, b"sealed", MODEL, bulk=False, subject="x")
-    valkey.zincrby(queue_key(MODEL), 10_000, first)
-    await store.submit(second, b"sealed", MODEL, bulk=False, subject="x")
-    assert valkey.zcard(queue_key(MODEL)) == 2
-
-
 async def test_a_worker_does_not_start_what_it_is_running(
     store: Store,
     valkey: "redis.Redis",

@@ -107,6 +107,38 @@ async def test_interactive_jobs_go_before_bulk_jobs(store: Store) -> None:
     assert [job.id for job in claimed] == interactive + bulk[:2]
 
 
+async def test_owners_take_turns(store: Store) -> None:
+    """One has 500 jobs and has been served for a while; who comes then need not wait for them."""
+    many = [await _submit(store, subject="many") for _ in range(500)]
+    served = await store.claim(MODEL, 40, 5)
+    assert [job.id for job in served] == many[:40]
+    for job in served:
+        await store.finish(job.id, b"result")
+    few = [await _submit(store, subject="few") for _ in range(3)]
+    one = await _submit(store, subject="one")
+    claimed = [job.id for job in await store.claim(MODEL, 7, 5)]
+    assert claimed == [few[0], one, many[40], few[1], many[41], few[2], many[42]]
+
+
+async def test_newcomers_do_not_pile_up_before_who_has_waited(store: Store) -> None:
+    """A turn admits a thousand newcomers, no more: also the second job of a few is served."""
+    mine = [await _submit(store, subject="me") for _ in range(2)]
+    newcomers = [await _submit(store, subject=f"n{number}") for number in range(1010)]
+    claimed = [job.id for job in await store.claim(MODEL, 1012, 5)]
+    assert claimed[0] == mine[0]
+    assert 990 < claimed.index(mine[1]) <= 1000
+    assert [job for job in claimed if job not in mine] == newcomers, "first come, first served"
+
+
+async def test_a_bulk_run_costs_its_owner_no_interactive_turn(store: Store) -> None:
+    for _ in range(20):
+        await _submit(store, bulk=True, subject="me")
+    other = [await _submit(store, subject="other") for _ in range(2)]
+    mine = await _submit(store, subject="me")
+    claimed = [job.id for job in await store.claim(MODEL, 3, 5)]
+    assert claimed == [other[0], mine, other[1]]
+
+
 async def test_a_claimed_job_is_claimed_once_until_its_lease_ends(store: Store) -> None:
     job_id = await _submit(store)
     first, second = await asyncio.gather(store.claim(MODEL, 5, 0.3), store.claim(MODEL, 5, 0.3))
@@ -138,6 +170,14 @@ async def test_dead_entries_do_not_fill_the_queue(
     job_id = await _submit(store)
     assert valkey.zrange(queue_key(MODEL), 0, -1) == [job_id.encode()]
     await store.close()
+
+
+async def test_dead_entries_are_met_and_dropped(store: Store, valkey: "redis.Redis") -> None:
+    """Jobs whose images have expired cost a claim nothing but a look."""
+    jobs = [await _submit(store) for _ in range(450)]
+    valkey.delete(*map(image_key, jobs[:449]))
+    assert [job.id for job in await store.claim(MODEL, 9, 5)] == [jobs[449]]
+    assert valkey.zcard(queue_key(MODEL)) == 1
 
 
 async def test_a_full_server_still_finishes_and_fetches(

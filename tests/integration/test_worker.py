@@ -15,18 +15,20 @@ from jobs.sealing import Capability, Payload, PrivateKey, open_result
 from jobs.settings import Settings
 from jobs.store import Store, connection_pool, crash_key, deserialize, queue_key, serialize
 from tests.conftest import picture_bytes, running_worker
-from tests.fakes import Echo
+from tests.fakes import Echo, Shown
 from worker.pipeline import Pipeline
 from worker.queue import QueueWorker
 
 
-async def _submit(store: Store, key: PrivateKey, label: str = "coin") -> Capability:
+async def _submit(
+    store: Store, key: PrivateKey, label: str = "coin", subject: str = "test"
+) -> Capability:
     capability = Capability.new()
     request = Request(model="exemplar", prompts=(BoxPrompt(box=(1, 1, 9, 9), label=label),))
     now = time.time_ns() // 1_000_000
     payload = Payload(capability.result_key, request, {"image": picture_bytes()}, now)
     sealed = key.public.seal(capability.id, payload)
-    await store.submit(capability.id, sealed, "exemplar", bulk=False, subject="test")
+    await store.submit(capability.id, sealed, "exemplar", bulk=False, subject=subject)
     return capability
 
 
@@ -141,13 +143,40 @@ async def test_a_suspect_goes_before_the_rest(
     store: Store, key: PrivateKey, settings: Settings, valkey: "redis.Redis"
 ) -> None:
     """The longer it runs alone, the likelier is it blamed for another one's accident."""
-    neighbours = [await _submit(store, key, label="brief") for _ in range(12)]
-    suspect = await _submit(store, key, label="brief")
+    neighbours = [await _submit(store, key, label="slow") for _ in range(12)]
+    suspect = await _submit(store, key, label="slow")
     valkey.set(f"arq:retry:{suspect.id}", 1, ex=60)
     async with running_worker(store, key, Echo(), settings):
         await _result(store, suspect)
         states = [await store.state(job.id) for job in neighbours]
     assert [state.status for state in states].count("running") >= 4
+
+
+class Recorder(Echo):
+    """Remembers what labels each batch had."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def forward(self, items: list[Shown]) -> list[Shown]:
+        self.batches.append([label for item in items for label, _ in item.boxes])
+        return super().forward(items)
+
+
+async def test_who_queues_many_delays_another_by_two_batches(
+    store: Store, key: PrivateKey, settings: Settings
+) -> None:
+    """The one that is running and the one that the idle device begins meanwhile."""
+    model = Recorder()
+    many = [await _submit(store, key, "slow", "many") for _ in range(60)]
+    async with running_worker(store, key, model, settings):
+        while len(model.batches) < 2:
+            await asyncio.sleep(0.01)
+        one = await _submit(store, key, "one", "somebody else")
+        assert await _result(store, one)
+        [number] = [n for n, labels in enumerate(model.batches) if "one" in labels]
+        assert number <= 1 + 2
+        await asyncio.gather(*(store.erase(job.id) for job in many))
 
 
 async def test_a_payload_for_other_workers_is_given_up(
