@@ -62,6 +62,15 @@ def _parser() -> argparse.ArgumentParser:
 
     _annotate_options(commands.add_parser("annotate", help="find things in images"))
 
+    evaluate = commands.add_parser("evaluate", help="compare what was found with the truth")
+    evaluate.add_argument("--truth", type=Path, required=True, metavar="COCO.json")
+    evaluate.add_argument("--predictions", type=Path, required=True, metavar="COCO.json")
+    evaluate.add_argument("--threshold", type=float, default=0.5, help="lowest score (default 0.5)")
+    evaluate.add_argument("--iou", type=float, default=0.5, help="least overlap (default 0.5)")
+    evaluate.add_argument("--out", type=Path, help="folder for report.json and worst.png")
+    evaluate.add_argument("--images", type=Path, help="folder of the images, to draw the worst")
+    evaluate.set_defaults(run=_evaluate)
+
     models = commands.add_parser("models", help="list models, fetch their weights")
     actions = models.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="every model and whether its weights are there")
@@ -222,6 +231,15 @@ def _annotate(options: argparse.Namespace) -> int:
     from scripts import annotate
 
     return asyncio.run(annotate.run(options))
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    try:
+        from scripts import evaluate
+    except ImportError as error:
+        raise SettingsError(f"This needs {error.name}: pip install 'mayfly[evaluate]'.") from None
+
+    return evaluate.run(options)
 
 
 def _models_list(_: argparse.Namespace) -> int:

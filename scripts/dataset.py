@@ -122,6 +122,9 @@ class Output:
                 continue
             part = part_of(entry.sha256, self.share)
             picture, label = self._places(entry.name, part)
+            for left in self._places(entry.name, "train" if part == "val" else "val"):
+                if left not in (picture, label):  # a changed picture may change its part
+                    left.unlink(missing_ok=True)
             with atomic(label) as file:
                 file.write(self._kind.each(entry, labels, self))
             if self.pictures != "none":
@@ -152,7 +155,7 @@ class Output:
 
     def _put(self, name: str, place: Path) -> None:
         source = self.sources.get(name)
-        if os.path.lexists(place):
+        if place.is_symlink() or (place.exists() and (not source or _size(place) == source.size)):
             return
         if source is None or (self.pictures == "link" and source.path is None):
             self.unlinked += 1
@@ -220,6 +223,10 @@ def place_for(output: str | None, kind: str, share: float) -> tuple[Path | None,
     if many and path.exists() and not path.is_dir():
         raise SettingsError(f"{path} is a file; {kind} with these options needs a folder.")
     return path, many
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _json(value: Any) -> bytes:
