@@ -30,9 +30,10 @@ for media_type in ("image/png", "image/jpeg", "image/webp"):
 
 
 @schemathesis.hook
-def flatmap_body(_: schemathesis.HookContext, body: Any) -> st.SearchStrategy[Any]:
+def flatmap_body(context: schemathesis.HookContext, body: Any) -> st.SearchStrategy[Any]:
     """Forms mostly have an image in them."""
-    if isinstance(body, dict) and "image" in body:
+    submits = context.operation is not None and context.operation.path == "/v1/jobs"
+    if submits and isinstance(body, dict) and "image" in body:
         return st.one_of(st.just(body), _images.map(lambda image: body | {"image": image}))
     return st.just(body)
 
