@@ -59,20 +59,25 @@ class QueueWorker(Worker):
         self._store = store
         self._gate = gate
         self._wake = asyncio.Event()
+        self._claiming = asyncio.Lock()
 
     async def main(self) -> None:
         """Claim and start jobs until cancelled; outlive a Redis that is away."""
         while True:
             self._wake.clear()
             room = self.max_jobs - len(self.tasks)
-            if room > 0 and self.allow_pick_jobs and self._gate.open:
-                with contextlib.suppress(*STORE_ERRORS):
-                    for job in await self._store.claim(self._model, room, LEASE_S):
-                        if job.id not in self.tasks:  # its lease ran out under us: it goes on
-                            self._start(job)
+            async with self._claiming:
+                if room > 0 and self.allow_pick_jobs and self._gate.open:
+                    await self._claim(room)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()
+
+    async def _claim(self, room: int) -> None:
+        with contextlib.suppress(*STORE_ERRORS):
+            for job in await self._store.claim(self._model, room, LEASE_S):
+                if job.id not in self.tasks:  # its lease ran out under us: it goes on
+                    self._start(job)
 
     def _start(self, job: Claimed) -> None:
         def done(task: asyncio.Task[None]) -> None:
@@ -126,6 +131,9 @@ class QueueWorker(Worker):
     async def drain(self, seconds: float) -> None:
         """Take no more jobs; wait for the running ones, hand the rest back to the queue."""
         self.allow_pick_jobs = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._claiming:
+                pass  # what was being claimed has started
         running = list(self.tasks.values())
         if running:
             _, late = await asyncio.wait(running, timeout=seconds)

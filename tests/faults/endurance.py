@@ -91,7 +91,7 @@ async def soak(cluster: Cluster, minutes: float, rate: float) -> int:
                 await asyncio.sleep(max(0.01, begin + _CLIENTS / rate - time.monotonic()))
 
     clients = [asyncio.create_task(load(cluster.ports[n % 2])) for n in range(_CLIENTS)]
-    await asyncio.sleep(min(30, minutes * 20))
+    await asyncio.sleep(min(200, minutes * 20))  # by then as many keys expire as are made
     first = _sizes(cluster)
     await asyncio.gather(*clients)
     last = _sizes(cluster)

@@ -13,7 +13,7 @@ from jobs.contract import Annotated, BoxPrompt, Failed, Request, Result
 from jobs.process import background
 from jobs.sealing import Capability, Payload, PrivateKey, open_result
 from jobs.settings import Settings
-from jobs.store import Store, connection_pool, crash_key, deserialize, queue_key, serialize
+from jobs.store import Claimed, Store, connection_pool, crash_key, deserialize, queue_key, serialize
 from tests.conftest import picture_bytes, running_worker
 from tests.fakes import Echo, Shown
 from worker.pipeline import Pipeline
@@ -132,7 +132,7 @@ async def test_a_job_that_is_handed_back_is_no_suspect(
 ) -> None:
     """A worker that stops in order hands back what it cannot finish: others run it at once."""
     job = await _submit(store, key, label="slow")
-    while (await store.state(job.id)).status != "running":
+    while not worker.tasks:
         await asyncio.sleep(0.01)
     await worker.drain(0)
     [claimed] = await store.claim("exemplar", 1, 5)
@@ -212,6 +212,27 @@ async def test_draining_finishes_what_runs_and_leaves_the_rest(
     waiting = await _submit(store, key)
     await asyncio.sleep(0.7)
     assert (await store.state(waiting.id)).status == "queued"
+
+
+async def test_draining_waits_for_a_claim_under_way(
+    store: Store, key: PrivateKey, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its jobs would start behind the drain's back and be cut off with the process."""
+    claim, claimed = store.claim, asyncio.Event()
+
+    async def late(model: str, room: int, lease_s: float) -> list[Claimed]:
+        jobs = await claim(model, room, lease_s)
+        if jobs:
+            claimed.set()
+            await asyncio.sleep(0.1)
+        return jobs
+
+    monkeypatch.setattr(store, "claim", late)
+    job = await _submit(store, key)
+    async with running_worker(store, key, Echo(), settings) as worker:
+        await claimed.wait()
+        await worker.drain(5)
+        assert (await store.state(job.id)).status == "done"
 
 
 async def test_nothing_of_arq_is_left_when_a_job_is_done(
