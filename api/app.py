@@ -19,7 +19,6 @@ from api.keys import (
     GATE,
     METRICS,
     NOTICES,
-    PUBLIC_KEY,
     PULSE,
     SETTINGS,
     STORE,
@@ -60,13 +59,12 @@ ROUTES = [
 ]
 
 
-def make_app(settings: Settings, public_key: PublicKey) -> web.Application:
+def make_app(settings: Settings, *public_keys: PublicKey) -> web.Application:
     """Build the front door. Does no I/O: Redis and the database are reached when the app starts."""
     app = web.Application(middlewares=[observe, render_problems, refuse_plain])
     store = Store.open(settings)
-    pulse = Pulse(store)
+    pulse = Pulse(store, public_keys)
     app[SETTINGS] = settings
-    app[PUBLIC_KEY] = public_key
     app[STORE] = store
     app[GATE] = Gate(store.redis, settings)
     app[CHANGES] = Changes(store)

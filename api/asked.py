@@ -3,6 +3,7 @@
 import contextlib
 import hmac
 import re
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -33,6 +34,35 @@ def brought_capability(request: web.Request) -> Capability | None:
             "A token that you bring must be base64url of 32 random bytes, 43 characters. "
             "Leave it out and one is made.",
         ) from None
+
+
+class SealedWish(NamedTuple):
+    """What must be known of a payload that only the workers can open."""
+
+    model: str
+    bulk: bool
+    key_id: str
+
+
+def sealed_wish(request: web.Request) -> SealedWish:
+    """From the query of a submission that its client sealed; its token must come along."""
+    if _token(request) is None:
+        raise Problem(
+            400,
+            "token_required",
+            "A sealed payload is bound to its job: make 32 random bytes and send them as "
+            "Authorization: Bearer <base64url>.",
+        )
+    query = request.query
+    model, key_id, priority = (query.get(n, "") for n in ("model", "key", "priority"))
+    if not model or not key_id or priority not in ("", "interactive", "bulk"):
+        raise Problem(
+            400,
+            "query_malformed",
+            "Send ?model=NAME&key=ID with a sealed payload: its model, and the id of the sealing "
+            "key as /v1/info shows it. priority may be interactive or bulk.",
+        )
+    return SealedWish(model, priority == "bulk", key_id)
 
 
 def owned_capability(request: web.Request) -> Capability:

@@ -1,7 +1,8 @@
 """The handlers of a job's life: submit, look, fetch, follow, erase."""
 
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -12,15 +13,16 @@ from api.asked import (
     preferred_wait,
     reader,
     refuse_partial,
+    sealed_wish,
     wait_seconds,
     wanted_format,
 )
 from api.callers import submitter
 from api.convert import write
 from api.images import check_image
-from api.keys import CHANGES, GATE, JOB, METRICS, PUBLIC_KEY, PULSE, SETTINGS, STORE
+from api.keys import CHANGES, GATE, JOB, METRICS, PULSE, SETTINGS, STORE
 from api.limits import LIMITS
-from api.upload import read_upload
+from api.upload import SEALED_TYPE, read_json, read_upload
 from api.watch import wait
 from jobs import formats
 from jobs.contract import (
@@ -31,10 +33,11 @@ from jobs.contract import (
     Size,
     check_inside,
     check_model,
+    check_parts,
     parse_request,
 )
 from jobs.problems import Problem, gone, job_not_found, store_unavailable, unprocessable
-from jobs.sealing import Capability, Payload, SealError, open_result
+from jobs.sealing import Capability, Payload, SealError, for_client, open_result
 from jobs.store import JobState
 
 _result = msgspec.json.Decoder(Result)
@@ -42,7 +45,7 @@ _result = msgspec.json.Decoder(Result)
 
 async def submit(request: web.Request) -> web.StreamResponse:
     """Take an image and a request; answer with the job, or with its result if asked to wait."""
-    settings, store = request.app[SETTINGS], request.app[STORE]
+    store = request.app[STORE]
     asking = submitter(request)
     capability = brought_capability(request) or Capability.new()
     request[JOB] = capability.id
@@ -51,24 +54,18 @@ async def submit(request: web.Request) -> web.StreamResponse:
     _refuse_when_unsafe(request)
     _refuse_when_full(request)
     await request.app[LIMITS].submission(request, asking)
-    upload = await read_upload(request, settings)
-    spec = parse_request(upload.request)
-    spec = msgspec.structs.replace(spec, model=spec.model or settings.default_model)
-    _check_fit(request, spec, upload.images)
-    payload = Payload(capability.result_key, spec, upload.images, time.time_ns() // 1_000_000)
-    sealed = request.app[PUBLIC_KEY].seal(capability.id, payload)
+    if request.content_type == SEALED_TYPE:
+        sealed = await _sealed_by_client(request)
+    else:
+        sealed = await _seal(request, capability)
     outcome = await store.submit(
-        capability.id,
-        sealed,
-        str(spec.model),
-        bulk=spec.priority == "bulk",
-        subject=asking.subject,
+        capability.id, sealed.payload, sealed.model, bulk=sealed.bulk, subject=asking.subject
     )
     if outcome == "full":
         raise _queue_full()
     if outcome == "queued":
-        request.app[METRICS].submitted_bytes.inc(sum(map(len, upload.images.values())))
-    del upload, payload, sealed  # nothing of the image is held while the client waits
+        request.app[METRICS].submitted_bytes.inc(sealed.image_bytes)
+    del sealed  # nothing of the image is held while the client waits
     state = await request.app[CHANGES].settled(capability.id, wait_s)
     if state.status in ("gone", "unknown"):
         raise gone()
@@ -84,6 +81,51 @@ async def submit(request: web.Request) -> web.StreamResponse:
         status=202,
         headers={"Location": f"/v1/jobs/{capability.id}"},
     )
+
+
+class _Sealed(NamedTuple):
+    payload: bytes
+    model: str
+    bulk: bool
+    image_bytes: int
+
+
+async def _seal(request: web.Request, capability: Capability) -> _Sealed:
+    """Read what was sent in the open, check it, seal it to the workers."""
+    settings = request.app[SETTINGS]
+    upload = await read_upload(request, settings)
+    spec = parse_request(upload.request)
+    spec = msgspec.structs.replace(spec, model=spec.model or settings.default_model)
+    _check_fit(request, spec, upload.images)
+    payload = Payload(
+        capability.result_key,
+        msgspec.json.encode(spec),
+        upload.images,
+        time.time_ns() // 1_000_000,
+    )
+    return _Sealed(
+        request.app[PULSE].sealing_key().seal(capability.id, payload),
+        str(spec.model),
+        spec.priority == "bulk",
+        sum(map(len, upload.images.values())),
+    )
+
+
+async def _sealed_by_client(request: web.Request) -> _Sealed:
+    """What a client sealed to the workers itself. Only they can look into it, and check it all."""
+    wish = sealed_wish(request)
+    known = request.app[PULSE].models()
+    if wish.model not in known and wish.model != request.app[SETTINGS].default_model:
+        raise _model_unknown(known)
+    if wish.key_id not in {key.id for key in request.app[PULSE].accepted_keys()}:
+        raise unprocessable(
+            "sealing_key_unknown",
+            "The payload is sealed to a key that the workers do not have (any more). Seal it to "
+            "the key that /v1/info shows.",
+        )
+    settings = request.app[SETTINGS]
+    payload = await read_json(request, settings, settings.max_body_bytes)
+    return _Sealed(payload, wish.model, wish.bulk, len(payload))
 
 
 async def show(request: web.Request) -> web.StreamResponse:
@@ -153,6 +195,8 @@ async def _deliver(
             raise job_not_found()
         case "done":
             pass
+    if (ciphertext := for_client(fetched.sealed)) is not None:
+        return web.Response(body=ciphertext, content_type=SEALED_TYPE)
     try:
         plain = open_result(capability.result_key, capability.id, fetched.sealed)
     except SealError:
@@ -194,18 +238,18 @@ def _check_fit(request: web.Request, spec: Request, images: dict[str, bytes]) ->
     if model := known.get(str(spec.model)):
         check_model(spec, model)
     elif spec.model != request.app[SETTINGS].default_model:
-        served = ", ".join(known) or "none at the moment"
-        raise unprocessable("model_unknown", f"No worker serves this model. Served: {served}.")
-    for number, prompt in enumerate(spec.prompts):
-        if prompt.image not in images:
-            raise unprocessable(
-                "image_missing", f"$.prompts[{number}].image names a part that was not sent."
-            )
+        raise _model_unknown(known)
+    check_parts(spec, images)
     for name, data in images.items():
         size = check_image(data, request.app[SETTINGS].max_pixels)
         # EXIF may turn the image, which only a worker reads: here the longer side serves for both
         longest = max(size.width, size.height)
         check_inside(spec, name, Size(longest, longest))
+
+
+def _model_unknown(known: Iterable[str]) -> Problem:
+    served = ", ".join(known) or "none at the moment"
+    return unprocessable("model_unknown", f"No worker serves this model. Served: {served}.")
 
 
 def _raise_if_gone(state: JobState) -> None:

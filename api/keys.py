@@ -10,13 +10,11 @@ from api.metrics import Metrics
 from api.notice import Notices
 from api.watch import Changes, Pulse
 from jobs.gate import Gate
-from jobs.sealing import PublicKey
 from jobs.settings import Settings
 from jobs.store import Store
 
 SETTINGS = web.AppKey("settings", Settings)
 STORE = web.AppKey("store", Store)
-PUBLIC_KEY = web.AppKey("public_key", PublicKey)
 GATE = web.AppKey("gate", Gate)
 CHANGES = web.AppKey("changes", Changes)
 PULSE = web.AppKey("pulse", Pulse)

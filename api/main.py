@@ -26,7 +26,7 @@ async def run(settings: Settings) -> int:
             "MAYFLY_WORKER_PUBLIC_KEY_FILE is not set. "
             "Make a key pair with `mayfly keys worker` and give the front door its public half."
         )
-    app = make_app(settings, PublicKey.load(settings.worker_public_key_file))
+    app = make_app(settings, *PublicKey.load(settings.worker_public_key_file))
     certificate = load_certificate(settings)
     harden()
     app[GATE].memory = Memory(settings)

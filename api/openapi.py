@@ -8,6 +8,7 @@ import msgspec
 from api.consent import Selections, State
 from api.images import MEDIA_TYPES
 from api.notice import Notice
+from api.upload import SEALED_TYPE
 from jobs import __version__, contract, formats
 
 Json = dict[str, Any]
@@ -113,7 +114,13 @@ _READER = _parameter(
     "lease the result to this key; it stays until the same key acknowledges with DELETE",
 )
 _OWNED: Json = {"security": [{"token": []}]}
-_WRITTEN = {
+_NAME = {"type": "string", "maxLength": 100}
+_SEALED = {
+    "type": "string",
+    "contentMediaType": SEALED_TYPE,
+    "description": "HPKE ciphertext that only the client and the workers can open; docs/sealed.md",
+}
+_WRITTEN: Json = {
     "description": "the result in the format",
     "content": {
         form.media_type.partition(";")[0]: {"schema": {"type": "string"}}
@@ -121,8 +128,10 @@ _WRITTEN = {
     }
     | {"application/json": {"schema": {"anyOf": [_annotated, _embedded, {}]}}},
 }
-_RESULT = _WRITTEN | {
-    "description": "the result; it is deleted, or leased if Idempotency-Key was sent"
+_RESULT: Json = {
+    "description": "the result; it is deleted, or leased if Idempotency-Key was sent",
+    # sealed if the submission was sealed by its client
+    "content": {**_WRITTEN["content"], SEALED_TYPE: {"schema": _SEALED}},
 }
 _IMAGE = {"type": "string", "contentMediaType": "image/*"}
 
@@ -148,6 +157,14 @@ DOCUMENT: Json = {
                         "description": "the request as JSON, when the body is the image; what "
                         "makes the address longer than 64 kB needs a form",
                     },
+                    _parameter("query", "model", _NAME, "of a sealed payload: its model"),
+                    _parameter("query", "key", _NAME, "of a sealed payload: the sealing key's id"),
+                    _parameter(
+                        "query",
+                        "priority",
+                        {"enum": ["interactive", "bulk"]},
+                        "of a sealed payload: its place in the queue",
+                    ),
                     _FORMAT,
                     _READER,
                     _parameter("header", "Prefer", {"type": "string"}, "wait=s, RFC 7240"),
@@ -156,6 +173,7 @@ DOCUMENT: Json = {
                     "required": True,
                     "content": {
                         **{media_type: {"schema": _IMAGE} for media_type in MEDIA_TYPES},
+                        SEALED_TYPE: {"schema": _SEALED},
                         "multipart/form-data": {
                             "schema": {
                                 "type": "object",

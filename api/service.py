@@ -8,7 +8,7 @@ from aiohttp import web
 from api import consent, openapi
 from api.asked import preferred_languages
 from api.callers import may_go_without_key
-from api.keys import GATE, METRICS, NOTICES, PUBLIC_KEY, PULSE, SETTINGS
+from api.keys import GATE, METRICS, NOTICES, PULSE, SETTINGS
 from jobs import __version__, formats
 from jobs.contract import WEBP_COST
 from jobs.problems import Problem
@@ -34,7 +34,7 @@ async def models(request: web.Request) -> web.Response:
 async def info(request: web.Request) -> web.Response:
     """Version, limits and retention, as they are configured here."""
     settings = request.app[SETTINGS]
-    key = request.app[PUBLIC_KEY]
+    key = request.app[PULSE].sealing_key()
     behind, gate = settings.trusted_proxies, request.app[GATE]
     return _json(
         {
@@ -92,7 +92,8 @@ def why_not_ready(app: web.Application) -> str | None:
         return "Redis does not answer; check MAYFLY_REDIS_URL."
     if not fleet.workers:
         return "No worker is running; start one with `mayfly worker`."
-    ours = [worker for worker in fleet.workers if worker.key_id == app[PUBLIC_KEY].id]
+    key = app[PULSE].sealing_key()
+    ours = [worker for worker in fleet.workers if key.id in worker.key_ids]
     if not ours:
         return "The workers have another sealing key than this front door; give both one pair."
     if not any(m.name == default and m.ready for worker in ours for m in worker.models):

@@ -11,6 +11,8 @@ from jobs.contract import MAIN_IMAGE
 from jobs.problems import Problem
 from jobs.settings import Settings
 
+SEALED_TYPE = "application/vnd.mayfly.sealed"  # see docs/sealed.md
+
 _CHUNK = 256 * 1024
 _MAX_REQUEST_BYTES = 2 * 1024 * 1024  # embeddings travel in it
 # all that aiohttp's parser raises for one broken form or another

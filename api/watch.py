@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jobs.contract import ModelInfo
+from jobs.sealing import PublicKey
 from jobs.store import STORE_ERRORS, Fleet, JobState, Store
 
 _FALLBACK_S = 1.0  # a lost signal costs a waiting client this much
@@ -81,10 +82,15 @@ async def wait(event: asyncio.Event, seconds: float) -> bool:
 
 
 class Pulse:
-    """The fleet as it was half a second ago, so that requests need not ask for it."""
+    """The fleet as it was half a second ago, so that requests need not ask for it.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        keys: the workers' public keys, the newest first.
+    """
+
+    def __init__(self, store: Store, keys: Sequence[PublicKey]) -> None:
         self._store = store
+        self._keys = keys
         self._seen: dict[str, tuple[float, ModelInfo]] = {}
         self.fleet: Fleet | None = None  # None: Redis does not answer
 
@@ -109,3 +115,14 @@ class Pulse:
         """Models that workers serve or served a moment ago, by name."""
         since = time.monotonic() - _REMEMBER_S
         return {name: model for name, (seen, model) in sorted(self._seen.items()) if seen > since}
+
+    def accepted_keys(self) -> list[PublicKey]:
+        """The sealing keys, newest first, that every worker which is heard of can open with; all
+        while none is heard of."""
+        workers = self.fleet.workers if self.fleet else []
+        return [key for key in self._keys if all(key.id in each.key_ids for each in workers)]
+
+    def sealing_key(self) -> PublicKey:
+        """The key to seal to. While keys are exchanged, that is the old one until every worker has
+        the new one; where workers share none, the newest."""
+        return next(iter(self.accepted_keys()), self._keys[0])

@@ -4,6 +4,7 @@ Boxes are ``(x0, y0, x1, y1)`` and points ``(x, y)`` in pixels of the image as d
 orientation applied), origin at the top left corner.
 """
 
+from collections.abc import Collection
 from typing import Annotated as Hint
 from typing import Any, Literal
 
@@ -184,18 +185,32 @@ def parse_request(text: bytes | str) -> Request:
         raise Problem(
             400, "malformed_request", "The request is not valid JSON. See /docs for its form."
         ) from None
-    for number, prompt in enumerate(request.prompts):
-        _check_box(prompt, f"$.prompts[{number}]")
+    _check_boxes(request)
     return request
 
 
-def _check_box(prompt: Prompt, where: str) -> None:
-    if isinstance(prompt, BoxPrompt):
+def _check_boxes(request: Request) -> None:
+    """Refuse boxes without an inside (422 ``box_inverted``)."""
+    for number, prompt in enumerate(request.prompts):
+        if not isinstance(prompt, BoxPrompt):
+            continue
         x0, y0, x1, y1 = prompt.box
         if x1 <= x0 or y1 <= y0:
             raise unprocessable(
                 "box_inverted",
-                f"{where}.box must be [x0, y0, x1, y1] with x0 < x1 and y0 < y1, in pixels.",
+                f"$.prompts[{number}].box must be [x0, y0, x1, y1] with x0 < x1 and y0 < y1, in "
+                "pixels.",
+            )
+
+
+def check_parts(request: Request, parts: Collection[str]) -> None:
+    """Refuse prompts on images that are not there (422 ``image_missing``)."""
+    if MAIN_IMAGE not in parts:
+        raise unprocessable("image_missing", f"There is no image named `{MAIN_IMAGE}`.")
+    for number, prompt in enumerate(request.prompts):
+        if prompt.image not in parts:
+            raise unprocessable(
+                "image_missing", f"$.prompts[{number}].image names a part that was not sent."
             )
 
 

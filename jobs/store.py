@@ -121,7 +121,7 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     """What a worker says of itself each second."""
 
     id: str
-    key_id: str
+    key_ids: list[str]  # of the sealing keys that it can open with
     device: str
     models: list[ModelInfo]
     in_flight: int = 0

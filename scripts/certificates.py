@@ -4,12 +4,15 @@ import datetime
 import socket
 from collections.abc import Iterable
 from ipaddress import ip_address
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from scripts.sealing_keys import write_private
 
 _DAYS = 30
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - nothing is listened on here
@@ -44,6 +47,17 @@ def self_signed(names: Iterable[str] = ()) -> tuple[bytes, bytes]:
         certificate.public_bytes(Encoding.PEM),
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
     )
+
+
+def create(folder: Path, names: Iterable[str]) -> None:
+    """`mayfly keys tls`: write a pair for `names`."""
+    private, public = folder / "key.pem", folder / "cert.pem"
+    certificate, key = self_signed(names)
+    write_private(private, key, "it may be a real one")
+    public.write_bytes(certificate)
+    print(f"{public}  certificate, for {_DAYS} days: MAYFLY_TLS_CERT, and `curl --cacert`")
+    print(f"{private}  its private key: MAYFLY_TLS_KEY")
+    print(f"SHA-256 {fingerprint(certificate)}")
 
 
 def fingerprint(certificate: bytes) -> str:

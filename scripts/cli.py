@@ -83,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     actions = keys.add_subparsers(required=True, metavar="ACTION")
     sealing = actions.add_parser("worker", help="make the key pair that images are sealed with")
     sealing.add_argument("--out", type=Path, default=Path(), help="folder to write to")
+    change = sealing.add_mutually_exclusive_group()
+    change.add_argument(
+        "--rotate", action="store_true", help="put a new pair before the old, which still opens"
+    )
+    change.add_argument("--retire", action="store_true", help="keep only the newest pair")
     sealing.set_defaults(run=_keys_worker)
     tls = actions.add_parser("tls", help="make a self-signed certificate, for a trial")
     tls.add_argument("--out", type=Path, default=Path(), help="folder to write to")
@@ -266,41 +271,23 @@ def _models_fetch(options: argparse.Namespace) -> int:
 
 
 def _keys_worker(options: argparse.Namespace) -> int:
-    from jobs.sealing import PrivateKey, key_text
+    from scripts import sealing_keys
 
     private, public = options.out / "worker.key", options.out / "worker.pub"
-    key = PrivateKey.new()
-    _write_private(private, key_text(key.raw).encode(), "jobs sealed to it would be lost")
-    public.write_text(key_text(key.public.raw))
-    print(f"{private}  private: for the workers, MAYFLY_WORKER_KEY_FILE")
-    print(f"{public}  public: for the front doors, MAYFLY_WORKER_PUBLIC_KEY_FILE")
+    if options.rotate:
+        sealing_keys.rotate(private, public)
+    elif options.retire:
+        sealing_keys.retire(private, public)
+    else:
+        sealing_keys.create(private, public)
     return 0
 
 
 def _keys_tls(options: argparse.Namespace) -> int:
-    from scripts.certificates import fingerprint, self_signed
+    from scripts import certificates
 
-    private, public = options.out / "key.pem", options.out / "cert.pem"
-    certificate, key = self_signed(options.name)
-    _write_private(private, key, "it may be a real one")
-    public.write_bytes(certificate)
-    print(f"{public}  certificate, for 30 days: MAYFLY_TLS_CERT, and `curl --cacert`")
-    print(f"{private}  its private key: MAYFLY_TLS_KEY")
-    print(f"SHA-256 {fingerprint(certificate)}")
+    certificates.create(options.out, options.name)
     return 0
-
-
-def _write_private(path: Path, content: bytes, reason: str) -> None:
-    """A new file that its owner alone may read; one that is there is left alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-    except FileExistsError:
-        raise SettingsError(
-            f"{path} exists and is left alone: {reason}. "
-            "Remove it, or name another folder with --out."
-        ) from None
 
 
 def _keys(options: argparse.Namespace) -> int:

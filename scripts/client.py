@@ -39,8 +39,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 import aiohttp
 import msgspec
 
-from jobs.contract import MAIN_IMAGE, Annotated, Embedded, ModelInfo, Request
-from jobs.sealing import Capability
+from jobs.contract import MAIN_IMAGE, Annotated, Embedded, Failed, ModelInfo, Request, Result
+from jobs.formats import FORMATS
+from jobs.sealing import Capability, Payload, PrivateKey, PublicKey
 
 T = TypeVar("T")
 Wish = Mapping[str, Any] | Request  # what to do with an image, as the contract has it
@@ -74,16 +75,17 @@ FAILURES = (ServiceError, aiohttp.ClientError, TimeoutError)  # all that a call 
 
 
 class Job(NamedTuple):
-    """A submitted job: its id, and the token that owns it."""
+    """A submitted job: its id, the token that owns it, and the key that its result is sealed to."""
 
     id: str
     token: str
+    key: PrivateKey | None = None
 
     @classmethod
-    def new(cls) -> Self:
+    def new(cls, *, sealed: bool = False) -> Self:
         """A job yet to be submitted; the service derives the id from the token as we do."""
         capability = Capability.new()
-        return cls(capability.id, capability.token)
+        return cls(capability.id, capability.token, PrivateKey.new() if sealed else None)
 
     def __repr__(self) -> str:
         return f"Job({self.id})"
@@ -132,6 +134,9 @@ class Client:
         api_key: the account's key, if the service wants one.
         patience_s: how long one call goes on trying before it raises.
         ca_file: certificates to trust besides the machine's, such as a self-signed one.
+        seal: seal images and requests to the workers here, and have results sealed to us, so that
+            nothing on the way sees either. True takes the workers' key as the service shows it;
+            the text of ``worker.pub``, got from its operator, trusts nobody else.
     """
 
     def __init__(
@@ -141,6 +146,7 @@ class Client:
         *,
         patience_s: float = 120,
         ca_file: Path | None = None,
+        seal: bool | str = False,
     ) -> None:
         headers = {"X-API-Key": api_key} if api_key else {}
         timeout = aiohttp.ClientTimeout(total=60, sock_connect=5)
@@ -153,6 +159,9 @@ class Client:
             url, headers=headers, timeout=timeout, connector=connector
         )
         self._patience_s = patience_s
+        self._seal = seal
+        self._sealing_key: PublicKey | None = None
+        self._default_model = ""
         self._reader = uuid.uuid4().hex  # one for all leases, so that a fetch may be repeated
 
     async def __aenter__(self) -> Self:
@@ -293,7 +302,7 @@ class Client:
         self, image: bytes, request: Wish, references: Mapping[str, bytes] | None = None
     ) -> Job:
         """Submit one image, once: the job's token is made here and goes with each attempt."""
-        job = Job.new()
+        job = Job.new(sealed=bool(self._seal))
         await self._submit(job, image, request, references)
         return job
 
@@ -320,7 +329,7 @@ class Client:
                 await self._acknowledge(job)
             raise
         await self._acknowledge(job)
-        return body
+        return _opened(job, body, result_format) if job.key else body
 
     async def erase(self, job: Job) -> None:
         """Cancel a job and delete all that the service holds of it. May be repeated."""
@@ -329,8 +338,45 @@ class Client:
     async def _submit(
         self, job: Job, image: bytes, request: Wish, references: Mapping[str, bytes] | None
     ) -> None:
-        form = _form(request, {MAIN_IMAGE: image, **(references or {})})
-        await self._call("POST", "/v1/jobs", job.token, body=form)
+        images = {MAIN_IMAGE: image, **(references or {})}
+        if not job.key:
+            await self._call("POST", "/v1/jobs", job.token, body=_form(request, images))
+            return
+        try:
+            await self._submit_sealed(job, job.key.public, request, images)
+        except ServiceError as error:
+            if error.code != "sealing_key_unknown" or isinstance(self._seal, str):
+                raise
+            self._sealing_key = None  # the workers have a new one
+            await self._submit_sealed(job, job.key.public, request, images)
+
+    async def _submit_sealed(
+        self, job: Job, reply_to: PublicKey, wish: Wish, images: dict[str, bytes]
+    ) -> None:
+        """See docs/sealed.md for the form."""
+        if self._sealing_key is None:
+            _, body = await self._call("GET", "/v1/info")
+            shown = msgspec.json.decode(body)["sealing_key"]["x25519"]
+            text = self._seal if isinstance(self._seal, str) else shown
+            self._sealing_key = PublicKey.from_text(text)
+            self._default_model = (await self.model()).name
+        spec = dict(msgspec.to_builtins(wish))
+        spec["model"] = spec.get("model") or self._default_model
+        text, now = msgspec.json.encode(spec), time.time_ns() // 1_000_000
+        payload = Payload(reply_to.raw, text, images, now, by_client=True)
+        sealed = self._sealing_key.seal(job.id, payload)
+        query = {
+            "model": spec["model"],
+            "priority": spec.get("priority", "interactive"),
+            "key": self._sealing_key.id,
+        }
+
+        def make() -> aiohttp.BytesIOPayload:
+            return aiohttp.BytesIOPayload(
+                io.BytesIO(sealed), content_type="application/vnd.mayfly.sealed"
+            )
+
+        await self._call("POST", "/v1/jobs", job.token, query=query, body=make)
 
     async def _acknowledge(self, job: Job) -> None:
         """The result is here whatever happens now; unacknowledged it goes by itself, in seconds."""
@@ -342,7 +388,7 @@ class Client:
     ) -> bytes:
         """Submit and fetch; once more if the service has forgotten the job without an answer."""
         for submissions_left in reversed(range(_SUBMISSIONS)):
-            job = Job.new()
+            job = Job.new(sealed=bool(self._seal))
             try:
                 await self._submit(job, image, request, references)
                 return await self.fetch(job)
@@ -363,7 +409,7 @@ class Client:
         token: str | None = None,
         *,
         query: Mapping[str, str] | None = None,
-        body: Callable[[], aiohttp.FormData] | None = None,
+        body: Callable[[], aiohttp.FormData | aiohttp.BytesIOPayload] | None = None,
     ) -> tuple[int, bytes]:
         """One call, repeated until it is answered for good or patience ends. All are idempotent."""
         owner = {"Authorization": f"Bearer {token}", "Idempotency-Key": self._reader}
@@ -500,6 +546,18 @@ def _form(request: Wish, images: Mapping[str, bytes]) -> Callable[[], aiohttp.Fo
         return data
 
     return make
+
+
+def _opened(job: Job, body: bytes, result_format: str) -> bytes:
+    """A result that only we can open, as the service would have written it."""
+    assert job.key  # noqa: S101 - for the type checker; the caller has looked
+    plain = job.key.open_result(job.id, body)
+    result = msgspec.json.decode(plain, type=Result)
+    if isinstance(result, Failed):
+        raise ServiceError(result.status, result.code, result.detail)
+    if result_format == "mayfly" or isinstance(result, Embedded):
+        return plain
+    return FORMATS[result_format].render(result)
 
 
 async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:

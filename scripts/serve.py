@@ -35,10 +35,12 @@ async def run(settings: Settings, workers: int, *, self_signed: bool = False) ->
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mayfly-")))
         os.environ["TMPDIR"] = str(folder)
         url = settings.redis_url or await stack.enter_async_context(private_valkey(folder))
-        key = PrivateKey.load(settings.worker_key_file) if settings.worker_key_file else None
-        key = key or PrivateKey.new()
-        for_worker = {"MAYFLY_WORKER_KEY_FILE": key_text(key.raw).encode()}
-        for_api = {"MAYFLY_WORKER_PUBLIC_KEY_FILE": key_text(key.public.raw).encode()}
+        given = settings.worker_key_file
+        keys = PrivateKey.load(given) if given else [PrivateKey.new()]
+        for_worker = {"MAYFLY_WORKER_KEY_FILE": key_text(*(k.raw for k in keys)).encode()}
+        for_api = {
+            "MAYFLY_WORKER_PUBLIC_KEY_FILE": key_text(*(k.public.raw for k in keys)).encode()
+        }
         if self_signed:
             for_api |= _own_certificate(settings, folder)
             os.environ["MAYFLY_HSTS_S"] = "0"  # browsers must not insist on it after the trial

@@ -116,12 +116,16 @@ def model() -> Model[Any, Any]:
 
 @contextlib.asynccontextmanager
 async def running_worker(
-    store: Store, key: PrivateKey, model: Model[Any, Any], settings: Settings
+    store: Store,
+    key: PrivateKey | list[PrivateKey],
+    model: Model[Any, Any],
+    settings: Settings,
 ) -> AsyncIterator[QueueWorker]:
     """A worker in this process: the real queue and pipeline round a model without weights."""
-    info = WorkerInfo("test-worker", key.public.id, "cpu", [model.info])
+    keys = [key] if isinstance(key, PrivateKey) else key
+    info = WorkerInfo("test-worker", [each.public.id for each in keys], "cpu", [model.info])
     with ThreadPoolExecutor(1) as device:
-        pipeline = Pipeline(store, key, {model.info.name: model}, device, settings)
+        pipeline = Pipeline(store, keys, {model.info.name: model}, device, settings)
         gate = Gate(store.redis, settings)
         await gate.look()
         queue = QueueWorker(model.info.name, store, pipeline, settings, gate)

@@ -29,7 +29,7 @@ async def run(settings: Settings) -> int:
         raise SettingsError(
             "MAYFLY_WORKER_KEY_FILE is not set. Make a key pair with `mayfly keys worker`."
         )
-    key = PrivateKey.load(settings.worker_key_file)
+    keys = PrivateKey.load(settings.worker_key_file)
     harden()
     store = Store.open(settings, patient=True)
     gate = Gate(store.redis, settings)
@@ -38,16 +38,14 @@ async def run(settings: Settings) -> int:
     gate.refuse_start()
     served, device_name = load_models(settings)
     with ThreadPoolExecutor(1, "device") as device:
-        pipeline = Pipeline(store, key, served, device, settings)
+        pipeline = Pipeline(store, keys, served, device, settings)
         queues = [QueueWorker(name, store, pipeline, settings, gate) for name in served]
-        worker_id = secrets.token_hex(8)
+        worker_id, key_ids = secrets.token_hex(8), [key.public.id for key in keys]
 
         async def heartbeat() -> None:
             while True:
                 in_flight = sum(len(queue.tasks) for queue in queues)
-                info = WorkerInfo(
-                    worker_id, key.public.id, device_name, pipeline.infos(), in_flight
-                )
+                info = WorkerInfo(worker_id, key_ids, device_name, pipeline.infos(), in_flight)
                 if gate.open:  # a worker that takes no jobs is not there
                     with contextlib.suppress(*STORE_ERRORS):
                         await store.heartbeat(info)

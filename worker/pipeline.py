@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,14 +16,17 @@ from jobs.contract import (
     Failed,
     ModelInfo,
     ModelRef,
+    Request,
     Result,
     Size,
     Timing,
     check_inside,
     check_model,
+    check_parts,
+    parse_request,
 )
 from jobs.problems import Problem, unprocessable
-from jobs.sealing import Payload, PrivateKey, SealError, seal_result
+from jobs.sealing import PrivateKey, SealError, open_payload
 from jobs.settings import Settings
 from jobs.store import Claimed, Store
 from worker.batcher import Batcher
@@ -41,6 +45,14 @@ class Prepared(NamedTuple):
     size: Size
 
 
+class Work(NamedTuple):
+    """What a payload asks for."""
+
+    request: Request
+    images: dict[str, bytes]
+    received_ms: int
+
+
 class Pipeline:
     """Annotates jobs; overlaps their stages across threads.
 
@@ -52,13 +64,13 @@ class Pipeline:
     def __init__(
         self,
         store: Store,
-        key: PrivateKey,
+        keys: Sequence[PrivateKey],
         models: dict[str, Model[Any, Any]],
         device: Executor,
         settings: Settings,
     ) -> None:
         self._store = store
-        self._key = key
+        self._keys = keys
         self._models = models
         self._settings = settings
         self._threads = ThreadPoolExecutor(settings.decode_threads, "decode")
@@ -74,24 +86,39 @@ class Pipeline:
             return  # erased or expired while it waited
         started_ms = time.time() * 1000
         try:
-            payload = self._key.open(job.id, sealed)
+            payload = open_payload(self._keys, job.id, sealed)
         except SealError:
             log.error("job sealed to another key", extra={"fields": {"job": job.id}})
             await self._store.drop(job.id)
             return
         del sealed
-        if job.tries == 1:
-            result = await self._result(payload, started_ms, job.turn)
+        model: str | None = None
+        try:
+            work = Work(parse_request(payload.request), payload.images, payload.received_ms)
+            if work.request.model in self._models:  # else it may be anything that a client wrote
+                model = work.request.model
+        except Problem as problem:
+            result: Result = _failed(problem)
         else:
-            # A worker died with this job in hand. Such jobs run one at a time, so that one that
-            # kills its worker is found out and its neighbours go on.
-            async with self._suspects:
-                result = await self._alone(job.id, payload, started_ms)
-        plain = msgspec.json.encode(result)
-        stored = await self._store.finish(job.id, seal_result(payload.result_key, job.id, plain))
-        log.info("job", extra={"fields": _line(job, payload, result, stored)})
+            result = await self._run(job, work, started_ms)
+        try:
+            sealed = payload.seal_result(job.id, msgspec.json.encode(result))
+        except SealError:
+            log.error("no key to seal the result to", extra={"fields": {"job": job.id}})
+            await self._store.drop(job.id)
+            return
+        stored = await self._store.finish(job.id, sealed)
+        log.info("job", extra={"fields": _line(job, model, payload.images, result, stored)})
 
-    async def _alone(self, job_id: str, payload: Payload, started_ms: float) -> Result:
+    async def _run(self, job: Claimed, work: Work, started_ms: float) -> Result:
+        if job.tries == 1:
+            return await self._result(work, started_ms, job.turn)
+        # A worker died with this job in hand. Such jobs run one at a time, so that one that
+        # kills its worker is found out and its neighbours go on.
+        async with self._suspects:
+            return await self._alone(job.id, work, started_ms)
+
+    async def _alone(self, job_id: str, work: Work, started_ms: float) -> Result:
         """Count the run before it starts, and take it back if this process lives to see its end.
 
         Its turn comes first: the shorter the run, the rarer is it hit by another one's accident.
@@ -103,29 +130,28 @@ class Pipeline:
                 "Workers died on this job, so it was given up. Submit another image.",
             )
         try:
-            return await self._result(payload, started_ms, turn=-math.inf)
+            return await self._result(work, started_ms, turn=-math.inf)
         finally:
             await self._store.forget_crash(job_id)
 
-    async def _result(self, payload: Payload, started_ms: float, turn: float) -> Result:
+    async def _result(self, work: Work, started_ms: float, turn: float) -> Result:
         try:
-            return await self._work(payload, started_ms, turn)
+            return await self._work(work, started_ms, turn)
         except Problem as problem:
-            return Failed(problem.status, problem.code, problem.detail)
+            return _failed(problem)
         except Exception:
             log.exception("job failed")
             return Failed(
                 500, "internal_error", "The worker failed on this job; the fault is on our side."
             )
 
-    async def _work(self, payload: Payload, started_ms: float, turn: float) -> Result:
-        request = payload.request
-        model = self._models.get(request.model or "")
+    async def _work(self, work: Work, started_ms: float, turn: float) -> Result:
+        model = self._models.get(work.request.model or "")
         if model is None:
             raise unprocessable("model_unknown", "No worker serves this model any more.")
         in_thread = asyncio.get_running_loop().run_in_executor
         start = time.perf_counter()
-        prepared = await in_thread(self._threads, self._prepare, model, payload)
+        prepared = await in_thread(self._threads, self._prepare, model, work)
         decode_ms = (time.perf_counter() - start) * 1000
         ran = await self.batchers[model.info.name].submit(prepared.item, prepared.bucket, turn)
         annotations = await in_thread(self._threads, model.finish, ran.raw, prepared.item)
@@ -134,19 +160,21 @@ class Pipeline:
             model=ModelRef(model.info.name, model.info.version),
             annotations=annotations,
             timing=Timing(
-                queued_ms=round(max(0.0, started_ms - payload.received_ms), 1),
+                queued_ms=round(max(0.0, started_ms - work.received_ms), 1),
                 decode_ms=round(decode_ms, 1),
                 infer_ms=round(ran.ms, 1),
                 batch_size=ran.batch_size,
             ),
         )
 
-    def _prepare(self, model: Model[Any, Any], payload: Payload) -> Prepared:
-        """Runs on a decoding thread."""
-        request = payload.request
+    def _prepare(self, model: Model[Any, Any], work: Work) -> Prepared:
+        """Runs on a decoding thread. Whatever the front door checks is checked here again."""
+        request = work.request
         check_model(request, model.info)
+        check_parts(request, work.images)
+        _check_sizes(work.images, self._settings)
         images = {
-            name: decode(data, self._settings.max_pixels) for name, data in payload.images.items()
+            name: decode(data, self._settings.max_pixels) for name, data in work.images.items()
         }
         for name, pixels in images.items():
             check_inside(request, name, Size(pixels.shape[1], pixels.shape[0]))
@@ -169,12 +197,29 @@ class Pipeline:
         )
 
 
-def _line(job: Claimed, payload: Payload, result: Result, stored: bool) -> dict[str, Any]:
+def _check_sizes(images: Mapping[str, bytes], settings: Settings) -> None:
+    if len(images) > settings.max_images:
+        raise Problem(
+            413, "too_many_images", f"At most {settings.max_images} images in one request."
+        )
+    if max(map(len, images.values())) > settings.max_image_bytes:
+        raise Problem(
+            413, "too_many_bytes", f"An image is larger than {settings.max_image_bytes} bytes."
+        )
+
+
+def _failed(problem: Problem) -> Failed:
+    return Failed(problem.status, problem.code, problem.detail)
+
+
+def _line(
+    job: Claimed, model: str | None, images: Mapping[str, bytes], result: Result, stored: bool
+) -> dict[str, Any]:
     """A job's log line: ids, sizes, times and outcome; nothing of the image or the prompts."""
     line: dict[str, Any] = {
         "job": job.id,
-        "model": payload.request.model,
-        "bytes": sum(map(len, payload.images.values())),
+        "model": model,
+        "bytes": sum(map(len, images.values())),
         "try": job.tries,
         "outcome": result.code if isinstance(result, Failed) else "annotated",
         "stored": stored,

@@ -204,7 +204,7 @@ async def test_a_full_server_still_finishes_and_fetches(
 
 
 async def test_workers_that_fall_silent_are_forgotten(store: Store) -> None:
-    worker = WorkerInfo("w", "k", "cpu", [])
+    worker = WorkerInfo("w", ["k"], "cpu", [])
     await store.heartbeat(worker)
     assert (await store.fleet()).workers == [worker]
     await store.farewell("w")

@@ -26,7 +26,9 @@ async def _submit(
     capability = Capability.new()
     request = Request(model="exemplar", prompts=(BoxPrompt(box=(1, 1, 9, 9), label=label),))
     now = time.time_ns() // 1_000_000
-    payload = Payload(capability.result_key, request, {"image": picture_bytes()}, now)
+    payload = Payload(
+        capability.result_key, msgspec.json.encode(request), {"image": picture_bytes()}, now
+    )
     sealed = key.public.seal(capability.id, payload)
     await store.submit(capability.id, sealed, "exemplar", bulk=False, subject=subject)
     return capability
@@ -254,7 +256,7 @@ async def test_a_wedged_device_is_noticed(
 
     impatient = dataclasses.replace(settings, forward_timeout_s=0.1)
     with ThreadPoolExecutor(1) as device:
-        pipeline = Pipeline(store, key, {"exemplar": Echo()}, device, impatient)
+        pipeline = Pipeline(store, [key], {"exemplar": Echo()}, device, impatient)
         await _submit(store, key, label="slow")
         async with background(pipeline.serve()):
             [job] = await store.claim("exemplar", 1, 5)
@@ -273,7 +275,7 @@ async def test_a_bad_image_fails_alone_with_its_code(
     """Should one get past the front door."""
     capability = Capability.new()
     request = Request(model="exemplar", prompts=(BoxPrompt(box=(1, 1, 9, 9)),))
-    payload = Payload(capability.result_key, request, {"image": data}, 0)
+    payload = Payload(capability.result_key, msgspec.json.encode(request), {"image": data}, 0)
     sealed = key.public.seal(capability.id, payload)
     await store.submit(capability.id, sealed, "exemplar", bulk=False, subject="test")
     good = await _submit(store, key)
