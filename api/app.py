@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from api import consent, convert, service
+from api import consent, convert, service, usage
 from api import jobs as job_handlers
 from api.access_log import AccessLog
 from api.accounts import Accounts
@@ -28,6 +28,7 @@ from api.metrics import Metrics
 from api.middleware import add_headers, observe, render_problems
 from api.notice import Notices
 from api.transport import refuse_plain
+from api.usage import USAGE, UsageMover
 from api.watch import Changes, Pulse
 from jobs.gate import Gate
 from jobs.process import background
@@ -44,6 +45,7 @@ ROUTES = [
     web.post("/v1/convert", convert.convert),
     web.get("/v1/models", service.models),
     web.get("/v1/info", service.info),
+    web.get("/v1/usage", usage.show),
     web.get("/v1/privacy/notice", service.notice),
     web.get("/v1/privacy/consent", consent.show),
     web.put("/v1/privacy/consent", consent.agree),
@@ -55,6 +57,7 @@ ROUTES = [
     web.get("/", service.index),
     web.get("/docs", service.docs),
     web.get("/privacy", service.privacy),
+    web.get("/usage", service.usage),
     web.get(r"/pages/{name:[a-z]+\.(js|css)}", service.page_file),
 ]
 
@@ -75,6 +78,7 @@ def make_app(settings: Settings, *public_keys: PublicKey) -> web.Application:
     app[ACCESS_LOG] = AccessLog(settings)
     app[ACCOUNTS] = Accounts(open_database(settings))
     app[LIMITS] = Limits(store, settings)
+    app[USAGE] = UsageMover(store, app[ACCOUNTS].database, app[METRICS].count)
     app.add_routes(ROUTES)
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(_let_go)
@@ -87,7 +91,8 @@ async def _watch(app: web.Application) -> AsyncIterator[None]:
     await app[GATE].look()
     await app[ACCOUNTS].open()
     await app[PULSE].beat()
-    async with background(*(app[part].serve() for part in (CHANGES, PULSE, ACCESS_LOG, ACCOUNTS))):
+    parts = (CHANGES, PULSE, ACCESS_LOG, ACCOUNTS, USAGE)
+    async with background(*(app[part].serve() for part in parts)):
         yield
     app[ACCESS_LOG].close()
     await app[ACCOUNTS].close()

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from jobs.settings import Settings, SettingsError
+from jobs.usage import Counts
 
 _tables = MetaData()
 
@@ -56,6 +57,22 @@ keys = Table(
     Column("limits", Text, nullable=False),
     Column("created", Date, nullable=False),
     Column("expires", BigInteger),  # seconds since 1970; empty: never
+)
+
+usage = Table(
+    "usage",
+    _tables,
+    Column("day", Date, primary_key=True),
+    Column("model", String(100), primary_key=True),
+    Column("outcome", String(100), primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in Counts._fields),
+)
+
+usage_batches = Table(  # those that are in `usage` already
+    "usage_batches",
+    _tables,
+    Column("id", String(16), primary_key=True),
+    Column("day", Date, nullable=False),
 )
 
 _pepper = Table(

@@ -7,6 +7,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from api.watch import Pulse
+from jobs.usage import Row
 
 
 class Metrics:
@@ -30,6 +31,31 @@ class Metrics:
         self.submitted_bytes = Counter(
             "mayfly_submitted_bytes", "Bytes of accepted images.", registry=self._registry
         )
+
+        labels = ["model", "outcome"]
+        self._finished = {
+            name: Counter(f"mayfly_finished_{name}", text, labels, registry=self._registry)
+            for name, text in {
+                "jobs": "Jobs that workers finished, by outcome, as they reach the statistics.",
+                "images": "Images in them, reference images included.",
+                "bytes": "Bytes of their images.",
+                "annotations": "Annotations in their results.",
+            }.items()
+        }
+        self._stages = Counter(
+            "mayfly_stage_seconds",
+            "Time that finished jobs spent queued, decoded and inferred.",
+            ["model", "stage"],
+            registry=self._registry,
+        )
+
+    def count(self, row: Row) -> None:
+        """Finished jobs that this front door has put into the statistics."""
+        counts = row.counts._asdict()
+        for name, counter in self._finished.items():
+            counter.labels(row.model, row.outcome).inc(counts[name])
+        for stage in ("queued", "decode", "infer"):
+            self._stages.labels(row.model, stage).inc(counts[f"{stage}_ms"] / 1000)
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, str(status)).inc()

@@ -10,6 +10,7 @@ from api.images import MEDIA_TYPES
 from api.notice import Notice
 from api.upload import SEALED_TYPE
 from jobs import __version__, contract, formats
+from jobs.usage import Counts
 
 Json = dict[str, Any]
 
@@ -60,6 +61,29 @@ _INFO = {
         "api_key_required",
         "sealing_key",
     ],
+}
+_DAY = {"type": "string", "format": "date"}
+_USAGE = {
+    "type": "object",
+    "required": ["since", "until", "usage"],
+    "properties": {
+        "since": _DAY,
+        "until": _DAY,
+        "usage": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["day", "model", "outcome", *Counts._fields],
+                "additionalProperties": False,
+                "properties": {
+                    "day": _DAY,
+                    "model": {"type": "string"},
+                    "outcome": {"type": "string", "description": "annotated, or a problem's code"},
+                    **{name: {"type": "integer", "minimum": 0} for name in Counts._fields},
+                },
+            },
+        },
+    },
 }
 _HEALTH = {"type": "object", "required": ["status"]}
 
@@ -300,6 +324,30 @@ DOCUMENT: Json = {
                 "summary": "Withdraw: the cookie is deleted",
                 "responses": {"204": {"description": "it is"}, **_problems(403)},
             },
+        },
+        "/v1/usage": {
+            "get": {
+                "summary": "Usage statistics",
+                "description": "For the operator: a key of that scope, or, as long as there is "
+                "none, any request from the machine itself. Sums by day (UTC), model and outcome; "
+                "times are summed over the jobs. Nothing in it is about a person or an image.",
+                "security": [{}, {"account": []}],
+                "parameters": [
+                    _parameter("query", "since", _DAY, "first day; 29 days before the last"),
+                    _parameter("query", "until", _DAY, "last day; today"),
+                    _parameter("query", "format", {"enum": ["json", "csv"]}, "how to write it"),
+                ],
+                "responses": {
+                    "200": {
+                        "description": "the counts",
+                        "content": {
+                            "application/json": {"schema": _USAGE},
+                            "text/csv": {"schema": {"type": "string"}},
+                        },
+                    },
+                    **_problems(400, 401, 403, 500),
+                },
+            }
         },
         "/healthz": {
             "get": {

@@ -124,6 +124,11 @@ async def index(_: web.Request) -> web.Response:
     return _page("index.html")
 
 
+async def usage(_: web.Request) -> web.Response:
+    """The page with the operator's charts; what is in them it asks for with the operator's key."""
+    return _page("usage.html")
+
+
 async def privacy(request: web.Request) -> web.Response:
     """The privacy notice, and what a person can do about their data."""
     return _html(request.app[NOTICES].page(_language(request)))

@@ -7,9 +7,9 @@ finishing and fetching go on when the memory is full.
 
 BULK = 1e11  # scores of bulk jobs are this much higher
 
-# KEYS image job queue arq_job turn lane swept
+# KEYS image job queue arq_job turn lane swept uncounted
 # ARGV id sealed image_ttl job_ttl model arq_payload score_offset max_jobs max_bytes wake_channel
-#      image_pattern
+#      image_pattern counted
 # The payload is written before the queue entry: a worker that sees the entry finds the payload.
 # arq serves the lowest score first. Here it is a turn, as in start-time fair queueing (Goyal, Vin,
 # Cheng 1996): a job's turn is the one that was served last, or, if that is later, one after its
@@ -17,9 +17,9 @@ BULK = 1e11  # scores of bulk jobs are this much higher
 # on by a thousandth with each job that comes: equals go in the order of their coming, and who has
 # many waits for no more than a thousand newcomers at each of them.
 SUBMIT = """#!lua
-local image, job, queue, arq_job, turn, lane, swept = unpack(KEYS)
+local image, job, queue, arq_job, turn, lane, swept, uncounted = unpack(KEYS)
 local id, sealed, image_ttl, job_ttl, model, arq_payload = unpack(ARGV, 1, 6)
-local score_offset, max_jobs, max_bytes, wake, image_pattern = unpack(ARGV, 7, 11)
+local score_offset, max_jobs, max_bytes, wake, image_pattern, counted = unpack(ARGV, 7, 12)
 if redis.call('EXISTS', job) == 1 then return 'exists' end
 -- Workers drop dead entries that they meet; where the queue seems full, they are looked for.
 if redis.call('ZCARD', queue) >= tonumber(max_jobs) then
@@ -40,6 +40,7 @@ if used + #sealed > limit then return 'full' end
 redis.call('SET', image, sealed, 'PX', image_ttl)
 redis.call('SET', job, model, 'PX', job_ttl)
 redis.call('SET', arq_job, arq_payload, 'PX', image_ttl)
+if counted == '0' then redis.call('SET', uncounted, '', 'PX', job_ttl) end
 local served = tonumber(redis.call('GET', turn) or 0) + 0.001
 local place = math.max(served, (redis.call('GET', lane) or -1) + 1)
 redis.call('SET', turn, served, 'PX', image_ttl)
@@ -101,13 +102,14 @@ redis.call('SET', KEYS[1], 0, 'PX', ARGV[1], 'NX')
 return redis.call('INCR', KEYS[1])
 """
 
-# KEYS image job result in_progress arq_job arq_retry
+# KEYS image job result in_progress arq_job arq_retry uncounted usage
 # ARGV id sealed result_ttl queue_prefix done_channel bulk_offset turn_prefix bulk_turn_prefix
+#      usage_ttl (field count)*
 # The image goes in the step that stores the result, and so does the job's place in the queue. No
 # image: the job was erased, has expired or was finished by another worker, and this result must not
-# bring it back.
+# bring it back, nor be counted.
 FINISH = """#!lua flags=allow-oom
-local image, job, result, in_progress, arq_job, arq_retry = unpack(KEYS)
+local image, job, result, in_progress, arq_job, arq_retry, uncounted, usage = unpack(KEYS)
 local id, sealed, result_ttl, prefix, done, bulk, turn_prefix, bulk_turn_prefix = unpack(ARGV)
 local model = redis.call('GET', job) or ''
 local place = tonumber(redis.call('ZSCORE', prefix .. model, id))
@@ -122,7 +124,31 @@ redis.call('DEL', in_progress, arq_job, arq_retry)
 if redis.call('DEL', image) == 0 then return 0 end
 redis.call('SET', result, sealed, 'PX', result_ttl, 'NX')
 redis.call('PUBLISH', done, id)
+if redis.call('DEL', uncounted) == 1 or #ARGV == 9 then return 1 end
+local where = math.floor(redis.call('TIME')[1] / 86400) .. ' ' .. model .. ' '
+for i = 10, #ARGV, 2 do redis.call('HINCRBY', usage, where .. ARGV[i], ARGV[i + 1]) end
+redis.call('PEXPIRE', usage, ARGV[9])
 return 1
+"""
+
+# KEYS usage batch; ARGV id ttl -> the batch
+# What was counted is set aside under an id, until a front door says that it is in its database.
+# Meanwhile others see the same batch under the same id, and what is counted makes the next one.
+TAKE_USAGE = """#!lua flags=allow-oom
+local usage, batch = unpack(KEYS)
+if redis.call('EXISTS', batch) == 0 then
+  if redis.call('EXISTS', usage) == 0 then return {} end
+  redis.call('RENAME', usage, batch)
+  redis.call('HSET', batch, 'id', ARGV[1])
+  redis.call('PEXPIRE', batch, ARGV[2])
+end
+return redis.call('HGETALL', batch)
+"""
+
+# KEYS batch; ARGV id
+DROP_USAGE = """#!lua flags=allow-oom
+if redis.call('HGET', KEYS[1], 'id') == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 0
 """
 
 # KEYS image job result lease; ARGV id reader lease_ms grace_ms done_channel

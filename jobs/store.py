@@ -6,6 +6,7 @@ Every key gets its TTL from the step that creates it. Keys of one job:
     job     the model's name              outlives both  tells "gone" from "never was"
     result  sealed result                 result TTL     gone when fetched
     lease   digest of a reader's key      lease          who may read the result again
+    uncounted  nothing                    outlives both  its account objected to statistics
 
 and of one queue, interactive and bulk by themselves:
 
@@ -15,6 +16,7 @@ and of one queue, interactive and bulk by themselves:
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import Awaitable
 from ssl import TLSVersion
@@ -36,16 +38,20 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from jobs import lua
 from jobs.contract import ModelInfo
 from jobs.settings import Settings, SettingsError, is_loopback
+from jobs.usage import Batch, Finished, read_rows
 
 PREFIX = "mayfly:"
 QUEUE_PREFIX = PREFIX + "queue:"
 LIMITS_PREFIX = PREFIX + "limit"  # below it lie the counters of the `limits` library
+USAGE_KEY = PREFIX + "usage"  # counts of finished jobs that are not in a database yet
+USAGE_BATCH_KEY = USAGE_KEY + ":batch"  # those that are on their way
 WORKERS_KEY = PREFIX + "workers"
 CHANGED_CHANNEL = PREFIX + "changed"  # ids of jobs whose state changed, for waiting clients
 TASK_NAME = "annotate"
 _JOB_MARGIN_S = 60
 _WORKER_TTL_MS = 3_000
 _WITHIN_S = 3.0
+USAGE_TTL_S = 7 * 86_400
 
 STORE_ERRORS = (RedisError, OSError)  # what every method may raise when Redis does not answer
 Submitted = Literal["queued", "exists", "full"]
@@ -66,6 +72,10 @@ def result_key(job_id: str) -> str:
 
 def lease_key(job_id: str) -> str:
     return f"{PREFIX}{job_id}:lease"
+
+
+def uncounted_key(job_id: str) -> str:
+    return f"{PREFIX}{job_id}:uncounted"
 
 
 def crash_key(job_id: str) -> str:
@@ -217,6 +227,8 @@ class Store:
         self._finish = redis.register_script(lua.FINISH)
         self._fetch = redis.register_script(lua.FETCH)
         self._erase = redis.register_script(lua.ERASE)
+        self._take_usage = redis.register_script(lua.TAKE_USAGE)
+        self._drop_usage = redis.register_script(lua.DROP_USAGE)
         self._claim = redis.register_script(lua.CLAIM)
         self._count = redis.register_script(lua.COUNT)
         self._heartbeat = redis.register_script(lua.HEARTBEAT)
@@ -235,7 +247,14 @@ class Store:
     # the front door's side
 
     async def submit(
-        self, job_id: str, sealed: bytes, model: str, *, bulk: bool, subject: str
+        self,
+        job_id: str,
+        sealed: bytes,
+        model: str,
+        *,
+        bulk: bool,
+        subject: str,
+        counted: bool = True,
     ) -> Submitted:
         """Admit and enqueue in one step. The job's id decides: a second one changes nothing.
 
@@ -245,6 +264,7 @@ class Store:
             model: whose queue it goes to.
             bulk: after all interactive jobs.
             subject: whose it is, as a keyed hash; owners take turns.
+            counted: false keeps it out of the statistics.
         """
         image_ttl = self._settings.image_ttl_s * 1000
         job_ttl = image_ttl + (self._settings.result_ttl_s + _JOB_MARGIN_S) * 1000
@@ -262,6 +282,7 @@ class Store:
                     turn_key(model, bulk),
                     lane_key(model, bulk, subject),
                     swept_key(model),
+                    uncounted_key(job_id),
                 ],
                 [
                     job_id,
@@ -275,6 +296,7 @@ class Store:
                     self._settings.max_queue_bytes,
                     wake_channel(model),
                     image_key("%s"),
+                    int(counted),
                 ],
             )
         except OutOfMemoryError:
@@ -352,6 +374,17 @@ class Store:
         depth = dict(zip(names, depths, strict=True))
         return Fleet(workers, depth, int(memory["used_memory"]), max_bytes)
 
+    async def take_usage(self) -> Batch | None:
+        """What was counted and is in no database yet: the batch on its way, or a new one."""
+        keys = [USAGE_KEY, USAGE_BATCH_KEY]
+        reply = await self._run(self._take_usage, keys, [os.urandom(8).hex(), USAGE_TTL_S * 1000])
+        fields = dict(zip(reply[::2], reply[1::2], strict=True))
+        return Batch(fields.pop(b"id").decode(), read_rows(fields)) if fields else None
+
+    async def drop_usage(self, batch: Batch) -> None:
+        """It has arrived."""
+        await self._run(self._drop_usage, [USAGE_BATCH_KEY], [batch.id])
+
     async def changes(self) -> PubSub:
         """A subscription to the ids of jobs whose state changed."""
         pubsub = self.redis.pubsub()
@@ -368,8 +401,8 @@ class Store:
             sealed, _ = await pipe.execute()
         return sealed  # type: ignore[no-any-return]
 
-    async def finish(self, job_id: str, sealed: bytes) -> bool:
-        """Store the result, delete the image and leave the queue; False when the job is gone."""
+    async def finish(self, job_id: str, sealed: bytes, finished: Finished | None = None) -> bool:
+        """Store the result, delete the image, leave the queue, be counted; False if it is gone."""
         return bool(
             await self._run(
                 self._finish,
@@ -380,6 +413,8 @@ class Store:
                     in_progress_key_prefix + job_id,
                     job_key_prefix + job_id,
                     retry_key_prefix + job_id,
+                    uncounted_key(job_id),
+                    USAGE_KEY,
                 ],
                 [
                     job_id,
@@ -390,6 +425,8 @@ class Store:
                     lua.BULK,
                     turn_key("", False),
                     turn_key("", True),
+                    USAGE_TTL_S * 1000,
+                    *(finished.fields() if finished else ()),
                 ],
             )
         )

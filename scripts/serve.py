@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from api.usage import settle
 from jobs.memory import Memory
 from jobs.process import EX_CONFIG, background, harden, stop_signal
 from jobs.sealing import PrivateKey, key_text
@@ -55,6 +57,7 @@ async def run(settings: Settings, workers: int, *, self_signed: bool = False) ->
                 await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
                 stopped.cancel()
                 await supervisor.close()
+                await settle(dataclasses.replace(settings, redis_url=url))
         except _ConfigurationRefused:
             return EX_CONFIG
     return 0

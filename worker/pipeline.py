@@ -29,6 +29,7 @@ from jobs.problems import Problem, unprocessable
 from jobs.sealing import PrivateKey, SealError, open_payload
 from jobs.settings import Settings
 from jobs.store import Claimed, Store
+from jobs.usage import Counts, Finished
 from worker.batcher import Batcher
 from worker.decode import decode
 from worker.models.base import Model
@@ -107,7 +108,8 @@ class Pipeline:
             log.error("no key to seal the result to", extra={"fields": {"job": job.id}})
             await self._store.drop(job.id)
             return
-        stored = await self._store.finish(job.id, sealed)
+        finished = _finished(payload.images, result)
+        stored = await self._store.finish(job.id, sealed, finished)
         log.info("job", extra={"fields": _line(job, model, payload.images, result, stored)})
 
     async def _run(self, job: Claimed, work: Work, started_ms: float) -> Result:
@@ -212,6 +214,27 @@ def _failed(problem: Problem) -> Failed:
     return Failed(problem.status, problem.code, problem.detail)
 
 
+def _finished(images: Mapping[str, bytes], result: Result) -> Finished:
+    """What the statistics count of a job."""
+    counts = Counts(jobs=1, images=len(images), bytes=_size(images))
+    if not isinstance(result, Failed):
+        counts = counts._replace(
+            annotations=len(result.annotations) if isinstance(result, Annotated) else 0,
+            queued_ms=round(result.timing.queued_ms),
+            decode_ms=round(result.timing.decode_ms),
+            infer_ms=round(result.timing.infer_ms),
+        )
+    return Finished(_outcome(result), counts)
+
+
+def _outcome(result: Result) -> str:
+    return result.code if isinstance(result, Failed) else str(result.__struct_config__.tag)
+
+
+def _size(images: Mapping[str, bytes]) -> int:
+    return sum(map(len, images.values()))
+
+
 def _line(
     job: Claimed, model: str | None, images: Mapping[str, bytes], result: Result, stored: bool
 ) -> dict[str, Any]:
@@ -219,9 +242,9 @@ def _line(
     line: dict[str, Any] = {
         "job": job.id,
         "model": model,
-        "bytes": sum(map(len, images.values())),
+        "bytes": _size(images),
         "try": job.tries,
-        "outcome": result.code if isinstance(result, Failed) else "annotated",
+        "outcome": _outcome(result),
         "stored": stored,
     }
     if isinstance(result, Annotated):

@@ -7,7 +7,7 @@ from api.app import ROUTES
 from api.openapi import DOCUMENT
 from tests.calls import call
 
-PAGES = {"/", "/openapi.json", "/docs", "/privacy", r"/pages/{name:[a-z]+\.(js|css)}"}
+PAGES = {"/", "/openapi.json", "/docs", "/usage", "/privacy", r"/pages/{name:[a-z]+\.(js|css)}"}
 
 
 async def test_it_is_served_and_valid_openapi_3_1(front_door: aiohttp.ClientSession) -> None:

@@ -133,7 +133,7 @@ class Cluster:
         private, public = folder / "worker.key", folder / "worker.pub"
         private.write_text(key_text(key.raw))
         public.write_text(key_text(key.public.raw))
-        self.valkey_port, *self.ports = _free_ports(3)
+        self.valkey_port, *self.ports = free_ports(3)
         self.redis_url = f"redis://127.0.0.1:{self.valkey_port}/0"
         common = {
             **SETTINGS,
@@ -258,7 +258,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for free in sockets:

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from jobs import store as keys
 from jobs.settings import Settings
 from jobs.store import Fetched, Store
+from jobs.usage import Finished
 from tests.conftest import keys_without_ttl
 
 MODEL = "exemplar"
@@ -327,7 +328,7 @@ class GetThenDelete(Store):
 class ResultForEver(Store):
     """A result that is stored and then given its TTL, or not."""
 
-    async def finish(self, job_id: str, sealed: bytes) -> bool:
+    async def finish(self, job_id: str, sealed: bytes, finished: Finished | None = None) -> bool:
         stored = await super().finish(job_id, sealed)
         await self.redis.persist(keys.result_key(job_id))
         return stored
@@ -336,7 +337,7 @@ class ResultForEver(Store):
 class ResultReturns(Store):
     """A worker that does not look whether its job is still wanted."""
 
-    async def finish(self, job_id: str, sealed: bytes) -> bool:
+    async def finish(self, job_id: str, sealed: bytes, finished: Finished | None = None) -> bool:
         await self.redis.delete(keys.image_key(job_id))
         await self.redis.set(keys.result_key(job_id), sealed, px=60_000)
         return True
@@ -345,7 +346,7 @@ class ResultReturns(Store):
 class ImageStays(Store):
     """The image is left to its TTL."""
 
-    async def finish(self, job_id: str, sealed: bytes) -> bool:
+    async def finish(self, job_id: str, sealed: bytes, finished: Finished | None = None) -> bool:
         image = await self.redis.get(keys.image_key(job_id))
         stored = await super().finish(job_id, sealed)
         if stored and image:
