@@ -12,6 +12,7 @@ import warnings
 from io import BytesIO
 
 import numpy as np
+import simplejpeg
 
 # Registered here, because Pillow's first `open` would otherwise look for plugins on some thread.
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
@@ -85,6 +86,8 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
         with Image.open(BytesIO(data), formats=[kind]) as image:
             cost = WEBP_COST if kind == "WEBP" else CMYK_COST if image.mode == "CMYK" else 1
             _check_size(image.size, int(max_pixels / cost))
+            if kind == "JPEG" and (pixels := _jpeg_pixels(data, image)) is not None:
+                return _turned(pixels, _orientation(image.info.get("exif")))
             image.load()
             # After the pixels, because PNG may carry its EXIF behind them.
             orientation = _orientation(image.info.get("exif"))
@@ -186,6 +189,19 @@ def _orientation(exif: bytes | None) -> int:
     return 1
 
 
+def _jpeg_pixels(data: bytes, image: Image.Image) -> Pixels | None:
+    """By libjpeg-turbo straight into the result, which takes half of Pillow's time for the same
+    pixels. None for colours that it does not convert and for files that it complains of, which are
+    Pillow's to judge."""
+    if image.mode not in ("L", "RGB"):
+        return None
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None
+    return pixels if pixels.shape[1::-1] == image.size else None
+
+
 def _scale_key_colour(image: Image.Image, depth: int) -> None:
     """Bring a grey PNG's transparent value to 8 bits, where Pillow leaves it at 2 or 4.
 
@@ -209,6 +225,15 @@ def _upright(image: Image.Image, orientation: int) -> Pixels:
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         stored[top:bottom] = _rgb(image.crop((0, top, width, bottom)))
+    return upright
+
+
+def _turned(pixels: Pixels, orientation: int) -> Pixels:
+    if orientation == 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    upright = np.empty((width, height, 3) if orientation >= 5 else pixels.shape, np.uint8)
+    _as_stored(upright, orientation)[:] = pixels
     return upright
 
 

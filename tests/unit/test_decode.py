@@ -381,6 +381,29 @@ def test_flipped_bytes_give_pixels_or_a_problem(kind: str) -> None:
     assert {"uint8", "image_undecodable"} <= outcomes
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_the_short_way_gives_the_same_pixels(
+    mode: str, progressive: bool, subsampling: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turned or not; damaged files and other colours go Pillow's way."""
+    image = Image.fromarray(photograph()[:301, :407]).convert(mode)
+    options = {"quality": 80, "progressive": progressive, "subsampling": subsampling}
+    files = [encode(image, "JPEG", exif=exif(number), **options) for number in range(1, 9)]
+    short = [decode(data, MANY) for data in files]
+    taken = []
+
+    def judged_by_pillow(data: bytes, _: Image.Image) -> None:
+        taken.append(data)
+
+    monkeypatch.setattr(module, "_jpeg_pixels", judged_by_pillow)
+    for data, pixels in zip(files, short, strict=True):
+        assert (pixels.flags.writeable, pixels.flags.c_contiguous) == (True, True)
+        assert np.array_equal(decode(data, MANY), pixels)
+    assert taken == files
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_pixel_limit_is_exact(kind: str) -> None:
     data = encode(Image.fromarray(picture()), kind)
