@@ -41,7 +41,7 @@ def test_a_changed_text_gets_a_new_date() -> None:
     """Set `effective` to the day from which the change is in effect, then this digest."""
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
     effective = tomllib.loads(SOURCE.read_text())["effective"].isoformat()
-    assert (effective, digest) == ("2026-11-24", "114b1a6e559310ad")
+    assert (effective, digest) == ("2026-11-24", "15e92ea3062ca603")
 
 
 def test_every_sentence_is_there_in_every_language_with_the_same_figures() -> None:
@@ -148,8 +148,11 @@ def test_the_page_holds_every_sentence_and_no_markup_of_settings() -> None:
         page = notices.page(language).decode()
         assert f'<html lang="{language}">' in page
         assert "<script>" not in page
+        assert "${" not in page
+        ids = re.findall(r' id="([^"]+)"', page)
+        assert len(ids) == len(set(ids)), "or the scripts would find another element"
         assert "&lt;script&gt;Example &amp; Co" in page
-        assert page.count("<section") == len(notice.sections)
+        assert page.count("<section") == len(notice.sections) + 1  # and what one can do
         assert f"{notice.version} ·" in page
 
 
