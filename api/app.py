@@ -22,6 +22,7 @@ from api.keys import (
     PULSE,
     SETTINGS,
     STORE,
+    TOLD,
 )
 from api.limits import LIMITS, Limits
 from api.metrics import Metrics
@@ -75,6 +76,7 @@ def make_app(settings: Settings, *public_keys: PublicKey) -> web.Application:
     app[METRICS] = Metrics(pulse)
     app[CONVERTING] = asyncio.Lock()
     app[NOTICES] = Notices(settings)
+    app[TOLD] = set()
     app[ACCESS_LOG] = AccessLog(settings)
     app[ACCOUNTS] = Accounts(open_database(settings))
     app[LIMITS] = Limits(store, settings)

@@ -59,6 +59,13 @@ keys = Table(
     Column("expires", BigInteger),  # seconds since 1970; empty: never
 )
 
+notices_seen = Table(  # the version of the privacy notice that an account was told of
+    "notices_seen",
+    _tables,
+    Column("account", ForeignKey(accounts.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("version", String(8), nullable=False),
+)
+
 usage = Table(
     "usage",
     _tables,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 from aiohttp import web
 
+from api.announce import tell_once
 from api.asked import (
     brought_capability,
     owned_capability,
@@ -54,6 +55,7 @@ async def submit(request: web.Request) -> web.StreamResponse:
     _refuse_when_unsafe(request)
     _refuse_when_full(request)
     await request.app[LIMITS].submission(request, asking)
+    await tell_once(request, asking)
     if request.content_type == SEALED_TYPE:
         sealed = await _sealed_by_client(request)
     else:

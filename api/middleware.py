@@ -8,7 +8,16 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from api.access_log import Visit, shown_address, shown_browser, shown_referrer
-from api.keys import ACCESS_LOG, ANONYMOUS, JOB, LIMIT_HEADERS, METRICS, NOTICES, SETTINGS
+from api.keys import (
+    ACCESS_LOG,
+    ANONYMOUS,
+    JOB,
+    LIMIT_HEADERS,
+    METRICS,
+    NEW_NOTICE,
+    NOTICES,
+    SETTINGS,
+)
 from api.transport import came_encrypted, client_address
 from jobs.problems import Problem, store_unavailable
 from jobs.process import timestamp
@@ -107,6 +116,8 @@ def problem_response(problem: Problem) -> web.Response:
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Answers are nobody else's business: not a cache's, not another site's."""
     response.headers.update(request.get(LIMIT_HEADERS, {}))
+    if NEW_NOTICE in request:
+        response.headers["Mayfly-Notice"] = "new"
     response.headers["Server"] = "mayfly"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"

@@ -171,7 +171,8 @@ DOCUMENT: Json = {
             "post": {
                 "summary": "Submit an image",
                 "description": "With the header Prefer: wait=30 the answer is the result itself "
-                "if it is ready in time. A token that you bring makes the request safe to repeat.",
+                "if it is ready in time. A token that you bring makes the request safe to repeat. "
+                "Mayfly-Notice: new tells an account once that the privacy notice is new to it.",
                 "security": [{}, {"account": []}, {"token": []}],
                 "parameters": [
                     {

@@ -8,7 +8,7 @@ const NOT_MEANT = "#b3261e";
 const view = {
   file: null, prompts: [], finds: [], result: null, references: [], past: [],
   tool: "example", chosen: null, drag: null, cross: null, zoom: 1,
-  info: null, models: [], consent: null, busy: false,
+  info: null, models: [], consent: null, notice: null, busy: false,
 };
 
 // --- what is there
@@ -341,6 +341,7 @@ async function ask(path, options = {}) {
       if (left) { await pause(0.7); continue; } // safe: a submission carries its own token
       throw new Error("The service cannot be reached. Your image and boxes are still here: check the connection and press “Find all” again.");
     }
+    if (answer.headers.has("Mayfly-Notice")) announce();
     if (answer.ok) return answer;
     const problem = await answer.json().catch(() => ({}));
     const wait = answer.headers.get("Retry-After");
@@ -447,6 +448,7 @@ const keep = () => view.consent?.given && consent("PUT", selections());
 
 async function readNotice(language) {
   const notice = await (await ask("/v1/privacy/notice" + (language ? `?lang=${language}` : ""))).json();
+  view.notice = notice;
   $("short").textContent = notice.short;
   $("short").lang = $("notice").lang = notice.language;
   $("notice").href = `/privacy?lang=${notice.language}`;
@@ -456,12 +458,10 @@ async function readNotice(language) {
   return notice;
 }
 
-async function tellOfChange(notice) {
-  if (!view.consent.given || view.consent.given.notice === notice.version) return;
-  const link = Object.assign(document.createElement("a"), { href: $("notice").href, textContent: `The privacy notice has changed (${notice.effective}). Read what is new.` });
-  $("changed").replaceChildren(link);
+function announce() {
+  const text = `The privacy notice has changed (${view.notice.effective}). Read what is new.`;
+  $("changed").replaceChildren(Object.assign(document.createElement("a"), { href: $("notice").href, textContent: text }));
   $("changed").hidden = false;
-  await keep(); // it has been shown
 }
 
 function showModel() {
@@ -494,7 +494,10 @@ async function start() {
   showModel();
   if (kept.min_score !== undefined) $("threshold").value = kept.min_score;
   if (!models.models.length) say("No worker is running at the moment. Start one, then reload the page.", true);
-  await tellOfChange(notice);
+  if (view.consent.given && view.consent.given.notice !== notice.version) {
+    announce();
+    await keep(); // it has been shown
+  }
   refresh();
 }
 

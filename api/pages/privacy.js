@@ -71,7 +71,8 @@ async function object() {
 }
 
 async function erase() {
-  const receipt = await ask(`/v1/privacy/data${$("erase-account").checked ? "?account=true" : ""}`, "DELETE");
+  const what = `jobs,logs,consent${$("erase-account").checked ? ",account" : ""}`;
+  const receipt = await ask(`/v1/privacy/data?what=${what}`, "DELETE");
   view.data = receipt;
   show(receipt);
   for (const id of ["correct", "object", "account-too"]) $(id).hidden = true;

@@ -14,10 +14,11 @@ from jobs.settings import Settings
 from jobs.store import Store
 from tests.calls import Answer, call, submit
 from tests.conftest import running_front_door
+from tests.contract.test_accounts import make_key
 
 CONSENT = "/v1/privacy/consent"
 CHOSEN = {"language": "de", "model": "exemplar", "format": "coco", "min_score": 0.4}
-PAGES = ("/", "/privacy", "/docs")
+PAGES = ("/", "/privacy", "/docs", "/usage")
 
 
 def _cookie(answer: Answer) -> str:
@@ -123,6 +124,23 @@ async def test_a_change_keeps_the_day_of_the_consent_and_a_new_notice_is_told(
         seen = (await _agree(session, headers=headers)).json
     assert seen["given"]["notice"] == seen["notice"] == told["notice"]
     assert seen["given"]["since"] == agreed.json["given"]["since"]
+
+
+async def test_an_account_is_told_once_of_each_version(
+    store: Store, settings: Settings, key: PrivateKey, picture: bytes
+) -> None:
+    """By every front door together, and after a restart as well."""
+
+    async def told(settings: Settings) -> list[bool]:
+        async with running_front_door(settings, key) as session:
+            answers = [await submit(session, picture, headers=known) for _ in range(2)]
+            assert "Mayfly-Notice" not in (await submit(session, picture)).headers
+        return ["Mayfly-Notice" in answer.headers for answer in answers]
+
+    known = {"X-API-Key": make_key(settings)}
+    assert await told(settings) == [True, False]
+    assert await told(settings) == [False, False]
+    assert await told(dataclasses.replace(settings, result_ttl_s=301)) == [True, False]
 
 
 @pytest.mark.parametrize("signal", [{"Sec-GPC": "1"}, {"DNT": "1"}])

@@ -453,7 +453,7 @@ def test_rights_are_used_from_the_notice(page: Page, running: Service) -> None:
     assert changes == [
         ("PATCH", "/privacy/data", contact),
         ("PUT", "/privacy/objections", {"statistics": False, "logs": True}),
-        ("DELETE", "/privacy/data?account=true", None),
+        ("DELETE", "/privacy/data?what=jobs,logs,consent,account", None),
     ]
 
 
