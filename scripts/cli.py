@@ -122,6 +122,20 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--folder", type=Path, help="where they are (MAYFLY_ACCESS_LOG)")
     export.set_defaults(run=_logs_export)
 
+    audit = commands.add_parser("audit", help="send canaries through, look whether any is left")
+    audit.add_argument("--server", help="a running service; without it one is started")
+    audit.add_argument("--redis", help="its Redis; --server needs it")
+    audit.add_argument("--api-key", default=os.environ.get("API_KEY"), help="or set API_KEY")
+    audit.add_argument("--ca", type=Path, help="certificate to trust, such as a self-signed one")
+    for name, kind, text in (
+        ("--pid", int, "process of the service, whose open files are searched"),
+        ("--log", Path, "log file to search"),
+        ("--folder", Path, "folder to search, such as a TMPDIR"),
+    ):
+        audit.add_argument(name, type=kind, action="append", default=[], help=text + "; repeatable")
+    audit.add_argument("--json", action="store_true", help="write JSON instead of a table")
+    audit.set_defaults(run=_audit)
+
     demo = commands.add_parser("demo", help="run the main job end to end on a picture of coins")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     demo.set_defaults(run=_demo)
@@ -309,6 +323,12 @@ def _logs_export(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise SettingsError(f"{error}.") from None
     return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from scripts import audit
+
+    return asyncio.run(audit.run(options))
 
 
 def _demo(options: argparse.Namespace) -> int:

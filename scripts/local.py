@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
+from typing import IO
 
 from scripts.processes import child_setup, stop
 
@@ -13,9 +14,14 @@ _START_S = 120.0
 
 @contextlib.asynccontextmanager
 async def local_service(
-    *options: str, environment: Mapping[str, str] | None = None
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    log: IO[bytes] | None = None,
 ) -> AsyncIterator[str]:
     """Run `mayfly serve` on a free port; yields its URL and stops it in the end.
+
+    Args:
+        log: where its log goes instead of stderr.
 
     Raises:
         RuntimeError: it did not become ready; its own message stands on stderr.
@@ -33,6 +39,7 @@ async def local_service(
         "0",
         *options,
         stdout=asyncio.subprocess.PIPE,
+        stderr=log,
         env=settings,
         preexec_fn=child_setup,
     )

@@ -16,7 +16,7 @@ from arq.connections import ArqRedis
 from jobs.sealing import Capability
 from jobs.settings import Settings
 from jobs.store import Store, connection_pool, lease_key, result_key
-from tests.canary import find, in_redis
+from scripts.canary import find, in_redis
 from tests.faults.history import Event, Op, Rules, check
 
 RULES = Rules(image_ttl_s=60, lease_s=10, grace_s=30)

@@ -22,9 +22,9 @@ from jobs.contract import Annotated
 from jobs.sealing import Capability, Payload, PrivateKey, SealError, key_text, open_result
 from jobs.settings import Settings
 from jobs.store import Store
+from scripts.canary import encodings
 from scripts.client import Client, ServiceError, box
 from tests.calls import BOX_REQUEST, Answer, call
-from tests.canary import encodings
 from tests.conftest import picture_bytes, running_front_door, running_worker
 from tests.fakes import Echo
 
