@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from api import consent, convert, service, usage
+from api import consent, convert, rights, service, usage
 from api import jobs as job_handlers
 from api.access_log import AccessLog
 from api.accounts import Accounts
@@ -48,6 +48,10 @@ ROUTES = [
     web.get("/v1/info", service.info),
     web.get("/v1/usage", usage.show),
     web.get("/v1/privacy/notice", service.notice),
+    web.get("/v1/privacy/data", rights.show),
+    web.patch("/v1/privacy/data", rights.correct),
+    web.delete("/v1/privacy/data", rights.erase),
+    web.put("/v1/privacy/objections", rights.object_to),
     web.get("/v1/privacy/consent", consent.show),
     web.put("/v1/privacy/consent", consent.agree),
     web.delete("/v1/privacy/consent", consent.withdraw),

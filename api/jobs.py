@@ -60,8 +60,15 @@ async def submit(request: web.Request) -> web.StreamResponse:
         sealed = await _sealed_by_client(request)
     else:
         sealed = await _seal(request, capability)
+    account = asking.key.account if asking.key else None
     outcome = await store.submit(
-        capability.id, sealed.payload, sealed.model, bulk=sealed.bulk, subject=asking.subject
+        capability.id,
+        sealed.payload,
+        sealed.model,
+        bulk=sealed.bulk,
+        subject=asking.subject,
+        counted=not (account and account.no_statistics),
+        has_account=account is not None,
     )
     if outcome == "full":
         raise _queue_full()

@@ -6,8 +6,10 @@ import time
 import msgspec
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.access_log import Visit, shown_address, shown_browser, shown_referrer
+from api.callers import presented_key
 from api.keys import (
     ACCESS_LOG,
     ANONYMOUS,
@@ -60,7 +62,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def _visitor(request: web.Request) -> dict[str, str | None]:
     """What a line says of whom it is about; nothing if the request asks for that."""
-    if request.get(ANONYMOUS):
+    key = presented_key(request)
+    if request.get(ANONYMOUS) or (key and key.account.no_logs):
         return {"ip": None, "browser": None, "referrer": None}
     return {
         "ip": shown_address(client_address(request), request.app[SETTINGS].access_log_ip),
@@ -80,6 +83,16 @@ async def render_problems(request: web.Request, handler: Handler) -> web.StreamR
         if error.status < 400:
             raise
         return problem_response(_from_http(error))
+    except SQLAlchemyError as error:
+        log.warning("database does not answer", exc_info=error)
+        return problem_response(
+            Problem(
+                503,
+                "database_unavailable",
+                "The database of accounts and counts does not answer. Try again in a moment.",
+                {"Retry-After": "5"},
+            )
+        )
     except STORE_ERRORS as error:
         log.warning("store does not answer", exc_info=error)
         return problem_response(store_unavailable())

@@ -5,9 +5,11 @@ from typing import Any
 
 import msgspec
 
+from api.accounts import Account
 from api.consent import Selections, State
 from api.images import MEDIA_TYPES
 from api.notice import Notice
+from api.rights import Changes, Held, Objections, Receipt
 from api.upload import SEALED_TYPE
 from jobs import __version__, contract, formats
 from jobs.usage import Counts
@@ -17,9 +19,12 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
 _types = [contract.Request, contract.Annotated, contract.Embedded, contract.ModelInfo]
 _privacy_types = [Notice, State, Selections]
-(_request, _annotated, _embedded, _model, _notice, _consent, _selections), _schemas = (
-    msgspec.json.schema_components([*_types, *_privacy_types], ref_template=_REF)
+_rights_types = [Account, Held, Changes, Objections, Receipt]
+_shown, _schemas = msgspec.json.schema_components(
+    [*_types, *_privacy_types, *_rights_types], ref_template=_REF
 )
+_request, _annotated, _embedded, _model, _notice, _consent, _selections = _shown[:7]
+_account, _held, _changes, _objections, _receipt = _shown[7:]
 
 _PROBLEM = {
     "type": "object",
@@ -326,6 +331,57 @@ DOCUMENT: Json = {
                 "responses": {"204": {"description": "it is"}, **_problems(403)},
             },
         },
+        "/v1/privacy/data": {
+            "get": {
+                "summary": "What is held about you, to take along",
+                "description": "With a key: the account's record, its keys and live jobs. With or "
+                "without: the log lines of the address that asks, and what the cookie says.",
+                "security": [{}, {"account": []}],
+                "responses": {
+                    "200": _json(_held, "all of it"),
+                    **_problems(401, 403, 429, 503),
+                },
+            },
+            "patch": {
+                "summary": "Correct the account's record",
+                "security": [{"account": []}],
+                "requestBody": {"required": True, **_content(_changes)},
+                "responses": {
+                    "200": _json(_account, "the record as it is now"),
+                    **_problems(400, 401, 403, 408, 413, 415, 422, 429, 503),
+                },
+            },
+            "delete": {
+                "summary": "Erase it",
+                "description": "Jobs and account are those of the key, log lines those of the "
+                "address that asks; with the consent the cookie goes, too.",
+                "security": [{}, {"account": []}],
+                "parameters": [
+                    _parameter(
+                        "query",
+                        "what",
+                        {"type": "string", "default": "jobs,logs,consent"},
+                        "any of jobs, logs, consent, account, comma-separated",
+                    )
+                ],
+                "responses": {
+                    "200": _json(_receipt, "a receipt that says how much it was"),
+                    **_problems(400, 401, 403, 429, 503),
+                },
+            },
+        },
+        "/v1/privacy/objections": {
+            "put": {
+                "summary": "Object to statistics or to being named in logs",
+                "description": "Binds from then on for all requests with a key of the account.",
+                "security": [{"account": []}],
+                "requestBody": {"required": True, **_content(_objections)},
+                "responses": {
+                    "200": _json(_account, "the record as it is now"),
+                    **_problems(400, 401, 403, 408, 413, 415, 422, 429, 503),
+                },
+            }
+        },
         "/v1/usage": {
             "get": {
                 "summary": "Usage statistics",
@@ -346,7 +402,7 @@ DOCUMENT: Json = {
                             "text/csv": {"schema": {"type": "string"}},
                         },
                     },
-                    **_problems(400, 401, 403, 500),
+                    **_problems(400, 401, 403, 503),
                 },
             }
         },

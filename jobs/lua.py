@@ -7,9 +7,9 @@ finishing and fetching go on when the memory is full.
 
 BULK = 1e11  # scores of bulk jobs are this much higher
 
-# KEYS image job queue arq_job turn lane swept uncounted
+# KEYS image job queue arq_job turn lane swept uncounted owned
 # ARGV id sealed image_ttl job_ttl model arq_payload score_offset max_jobs max_bytes wake_channel
-#      image_pattern counted
+#      image_pattern counted has_account
 # The payload is written before the queue entry: a worker that sees the entry finds the payload.
 # arq serves the lowest score first. Here it is a turn, as in start-time fair queueing (Goyal, Vin,
 # Cheng 1996): a job's turn is the one that was served last, or, if that is later, one after its
@@ -17,9 +17,10 @@ BULK = 1e11  # scores of bulk jobs are this much higher
 # on by a thousandth with each job that comes: equals go in the order of their coming, and who has
 # many waits for no more than a thousand newcomers at each of them.
 SUBMIT = """#!lua
-local image, job, queue, arq_job, turn, lane, swept, uncounted = unpack(KEYS)
+local image, job, queue, arq_job, turn, lane, swept, uncounted, owned = unpack(KEYS)
 local id, sealed, image_ttl, job_ttl, model, arq_payload = unpack(ARGV, 1, 6)
-local score_offset, max_jobs, max_bytes, wake, image_pattern, counted = unpack(ARGV, 7, 12)
+local score_offset, max_jobs, max_bytes, wake, image_pattern = unpack(ARGV, 7, 11)
+local counted, has_account = unpack(ARGV, 12, 13)
 if redis.call('EXISTS', job) == 1 then return 'exists' end
 -- Workers drop dead entries that they meet; where the queue seems full, they are looked for.
 if redis.call('ZCARD', queue) >= tonumber(max_jobs) then
@@ -41,6 +42,12 @@ redis.call('SET', image, sealed, 'PX', image_ttl)
 redis.call('SET', job, model, 'PX', job_ttl)
 redis.call('SET', arq_job, arq_payload, 'PX', image_ttl)
 if counted == '0' then redis.call('SET', uncounted, '', 'PX', job_ttl) end
+if has_account == '1' then -- so that the account can see and erase what is live of it
+  local time = redis.call('TIME')[1] * 1000
+  redis.call('ZREMRANGEBYSCORE', owned, '-inf', time)
+  redis.call('ZADD', owned, time + job_ttl, id)
+  redis.call('PEXPIRE', owned, job_ttl)
+end
 local served = tonumber(redis.call('GET', turn) or 0) + 0.001
 local place = math.max(served, (redis.call('GET', lane) or -1) + 1)
 redis.call('SET', turn, served, 'PX', image_ttl)

@@ -8,6 +8,11 @@ Every key gets its TTL from the step that creates it. Keys of one job:
     lease   digest of a reader's key      lease          who may read the result again
     uncounted  nothing                    outlives both  its account objected to statistics
 
+of one account:
+
+    account  ids of its jobs, by the      as its last job  what it can see and erase;
+             time when they have gone                      the key names a keyed hash
+
 and of one queue, interactive and bulk by themselves:
 
     turn    which turn was served last    image TTL      where newcomers begin
@@ -76,6 +81,10 @@ def lease_key(job_id: str) -> str:
 
 def uncounted_key(job_id: str) -> str:
     return f"{PREFIX}{job_id}:uncounted"
+
+
+def owned_key(subject: str) -> str:
+    return f"{PREFIX}account:{subject}"
 
 
 def crash_key(job_id: str) -> str:
@@ -255,6 +264,7 @@ class Store:
         bulk: bool,
         subject: str,
         counted: bool = True,
+        has_account: bool = False,
     ) -> Submitted:
         """Admit and enqueue in one step. The job's id decides: a second one changes nothing.
 
@@ -265,6 +275,7 @@ class Store:
             bulk: after all interactive jobs.
             subject: whose it is, as a keyed hash; owners take turns.
             counted: false keeps it out of the statistics.
+            has_account: whether `jobs_of` its subject shall name it.
         """
         image_ttl = self._settings.image_ttl_s * 1000
         job_ttl = image_ttl + (self._settings.result_ttl_s + _JOB_MARGIN_S) * 1000
@@ -283,6 +294,7 @@ class Store:
                     lane_key(model, bulk, subject),
                     swept_key(model),
                     uncounted_key(job_id),
+                    owned_key(subject),
                 ],
                 [
                     job_id,
@@ -297,11 +309,18 @@ class Store:
                     wake_channel(model),
                     image_key("%s"),
                     int(counted),
+                    int(has_account),
                 ],
             )
         except OutOfMemoryError:
             return "full"
         return status.decode()  # type: ignore[no-any-return]
+
+    async def jobs_of(self, subject: str) -> list[str]:
+        """Ids of an account's jobs that may be live, the oldest first."""
+        async with asyncio.timeout(self._within_s):
+            ids = await self.redis.zrange(owned_key(subject), 0, -1)
+        return [job_id.decode() for job_id in ids]
 
     async def state(self, job_id: str) -> JobState:
         status, ahead, ttl_ms = await self._run(

@@ -38,7 +38,7 @@ function short(number) {
 
 // Stacked bars: `byDay` maps a day to a map from a part's name to its size.
 function bars(title, all, byDay, unit) {
-  const parts = [...new Set([...byDay.values()].flatMap((day) => [...day.keys()]))].sort();
+  const parts = [...new Set([...byDay.values()].flatMap((day) => [...day.keys()]))];
   const total = (day) => [...(byDay.get(day)?.values() ?? [])].reduce((a, b) => a + b, 0);
   const most = Math.max(1, ...all.map(total));
   const step = (WIDTH - LEFT) / all.length;
