@@ -30,6 +30,9 @@ print(*project['optional-dependencies']['worker'], sep='\n')" > requirements.txt
     && pip install --constraint constraints.txt --requirement requirements.txt
 
 FROM api-packages AS api-build
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['optional-dependencies']['postgresql'], sep='\n')" > requirements.txt \
+    && pip install --constraint constraints.txt --requirement requirements.txt
 COPY . .
 RUN pip install --no-deps . && pip check
 

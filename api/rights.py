@@ -14,12 +14,13 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 from msgspec import UNSET, Meta, Struct, UnsetType
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, select
 
 from api import consent
 from api.access_log import Visit
 from api.accounts import Account, Key, change_account, erase_account, today
 from api.callers import Caller, caller
+from api.database import notices_seen
 from api.keys import ACCESS_LOG, ACCOUNTS, ANONYMOUS, SETTINGS, STORE
 from api.limits import LIMITS, parse_limits
 from api.transport import client_address
@@ -51,9 +52,11 @@ class LiveJob(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """All that is held about whoever asks. `cookie` is what their browser sent."""
+    """All that is held about whoever asks. `notice_seen` is the version of the privacy notice that
+    the account was told of, `cookie` what their browser sent."""
 
     account: Account | None
+    notice_seen: str | None
     keys: list[KeyShown]
     jobs: list[LiveJob]
     log_lines: list[Visit]
@@ -91,6 +94,7 @@ async def show(request: web.Request) -> web.Response:
     account = asking.key.account if asking.key else None
     held = Held(
         account=account,
+        notice_seen=await asyncio.to_thread(_notice_seen, request.app[ACCOUNTS].database, account),
         keys=[_shown(key) for key in request.app[ACCOUNTS].keys_of(account)] if account else [],
         jobs=await _live_jobs(request, asking),
         log_lines=await request.app[ACCESS_LOG].lines_of(client_address(request)),
@@ -214,6 +218,16 @@ async def _in_database(request: web.Request, change: Callable[[Connection], None
 
     await asyncio.to_thread(write)
     await accounts.look()
+
+
+def _notice_seen(database: Engine, account: Account | None) -> str | None:
+    if account is None:
+        return None
+    with database.connect() as connection:
+        version: str | None = connection.scalar(
+            select(notices_seen.c.version).where(notices_seen.c.account == account.id)
+        )
+    return version
 
 
 def _shown(key: Key) -> KeyShown:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MOVE_EVERY_S = 10.0  # what Redis takes with it when it dies is not older
 _SHOWN_DAYS = 30
+_DAY_0 = date(1970, 1, 1)
 _INSERT: dict[str, Callable[..., Any]] = {
     "sqlite": sqlite.insert,
     "postgresql": postgresql.insert,
@@ -136,10 +137,15 @@ def _add_row(connection: Connection, insert: Callable[..., Any], row: Row) -> No
 
 
 def _day(request: web.Request, name: str, default: date) -> date:
+    if name not in request.query:
+        return default
     try:
-        return date.fromisoformat(request.query[name]) if name in request.query else default
+        day = date.fromisoformat(request.query[name])
     except ValueError:
-        raise Problem(400, "day_malformed", f"{name} takes a day such as 2026-01-31.") from None
+        day = _DAY_0
+    if day <= _DAY_0:
+        raise Problem(400, "day_malformed", f"{name} takes a day such as 2026-01-31.")
+    return day
 
 
 def _format(request: web.Request) -> str:

@@ -69,6 +69,7 @@ async def test_everybody_sees_their_own_and_nothing_of_others(
         held = answer.json
         assert held["account"]["contact"] == "coins@example.org"
         assert held["account"]["news_since"] is None
+        assert held["notice_seen"], "its job was answered with the notice"
         [shown] = held["keys"]
         assert shown["scopes"] == ["submit"]
         assert one.headers["X-API-Key"].split("_", 2)[2] not in answer.body.decode()

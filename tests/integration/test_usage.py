@@ -174,6 +174,7 @@ async def test_the_operator_sees_what_was_done(
         ("?until=2026-01-31", 200, 0),
         ("?since=2026-01-01&until=2026-01-31&format=csv", 200, 0),
         ("?since=yesterday", 400, 0),
+        ("?until=0001-01-01", 400, 0),
         ("?format=pdf", 400, 0),
     ],
 )
