@@ -105,8 +105,5 @@ for (const [id, act] of Object.entries({ see, correct, object })) {
 listen("erase", "submit", (event) => { event.preventDefault(); $("sure").showModal(); });
 listen("no", "click", () => $("sure").close());
 listen("yes", "click", () => { $("sure").close(); attempt(erase); });
-attempt(async () => {
-  await showConsent();
-  const { paths } = await ask("/openapi.json");
-  $("own").hidden = !paths["/v1/privacy/data"]; // a service of an older version
-});
+$("own").hidden = false; // without scripts it would be of no use
+attempt(() => showConsent());
