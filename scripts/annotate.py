@@ -28,6 +28,7 @@ from scripts.sources import Inputs, Source, Unreadable
 
 _MAX_BYTES = 20 << 20  # until the service has said what it takes
 _LOOK_S = 1.0  # between two looks at a watched folder
+_SYNC_S = 1.0  # what a loss of power may cost; a killed process loses nothing
 _WRITE_S = 10.0  # shortest time between two versions of the output on the way
 _BUSY = (401, 403, 429, 503)  # the service's trouble or the caller's, not the image's
 
@@ -116,7 +117,6 @@ class Batch:
         self._interrupted = self._broken = False
         self._hashes: dict[str, str] = {}  # of images that are on their way
         self._found = 0
-        self._pause_s = _WRITE_S
 
     async def run(self, client: Client, sources: list[Source]) -> int:
         pending = [source for source in sources if not self._done(source)]
@@ -191,7 +191,6 @@ class Batch:
         if outcome.result:
             self._found += len(outcome.result.annotations)
             self._journal.add(Entry(source.name, source.stamp, sha256, outcome.result))
-            await asyncio.to_thread(self._journal.sync)
             if source.name in self._previewed and self.preview_to:
                 await asyncio.to_thread(self._draw, source, self.preview_to)
         elif outcome.error:
@@ -208,16 +207,18 @@ class Batch:
         bar.set_postfix(found=self._found, failed=self._failures.count, refresh=False)
 
     async def _keep_writing(self) -> None:
-        """Write the output on the way too, seldom enough to cost a twentieth of the time."""
-        written = len(self._journal)
+        """Bring the journal to the disk each second, and the output up to date on the way, seldom
+        enough to cost a fiftieth of the time."""
+        written, due = len(self._journal), time.monotonic() + _WRITE_S
         while True:
-            await asyncio.sleep(self._pause_s)
-            if len(self._journal) == written:
+            await asyncio.sleep(_SYNC_S)
+            await asyncio.to_thread(self._journal.sync)
+            begin = time.monotonic()
+            if begin < due or len(self._journal) == written:
                 continue
             written = len(self._journal)
-            begin = time.monotonic()
             await asyncio.to_thread(self._write)
-            self._pause_s = max(_WRITE_S, 20 * (time.monotonic() - begin))
+            due = time.monotonic() + max(_WRITE_S, 50 * (time.monotonic() - begin))
 
     def _write(self) -> None:
         if self._options.output:

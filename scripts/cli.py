@@ -247,9 +247,11 @@ def _worker(options: argparse.Namespace) -> int:
 
 
 def _annotate(options: argparse.Namespace) -> int:
+    import uvloop
+
     from scripts import annotate
 
-    return asyncio.run(annotate.run(options))
+    return uvloop.run(annotate.run(options))
 
 
 def _evaluate(options: argparse.Namespace) -> int:

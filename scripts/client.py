@@ -150,8 +150,9 @@ class Client:
     ) -> None:
         headers = {"X-API-Key": api_key} if api_key else {}
         timeout = aiohttp.ClientTimeout(total=60, sock_connect=5)
-        trust = ssl.create_default_context()
+        trust: ssl.SSLContext | bool = True
         if ca_file:
+            trust = ssl.create_default_context()
             trust.load_verify_locations(ca_file)
         # no limit of its own: whoever calls decides how many at a time
         connector = aiohttp.TCPConnector(limit=0, ssl=trust)
@@ -246,11 +247,12 @@ class Client:
     ) -> AsyncGenerator[Outcome, None]:
         """Annotate any number of images in flat memory; outcomes come as they are ready.
 
-        Items are taken, and their images read, one after another in their order and never before
-        there is room. Closing the generator erases the jobs that are still open.
+        Items are taken, and their images read, one after another in their order, the next one
+        while others are on their way. Closing the generator erases the jobs that are still open.
 
         Args:
-            concurrency: most images that are held at a time, outcomes that nobody took included.
+            concurrency: most images on their way, outcomes that nobody took included. One more is
+                held in memory.
             progress: called before each outcome is handed out.
         """
         places = asyncio.Semaphore(concurrency)
@@ -266,16 +268,16 @@ class Client:
         async def feed() -> Exception | None:
             async with asyncio.TaskGroup() as running:  # its end waits for those in hand
                 try:
-                    await places.acquire()
                     async for item in _each(items):
                         try:
-                            image = await _read(item.image)
+                            image = await _read(item.image)  # while others are on their way
                         except OSError as error:
+                            await places.acquire()
                             outcomes.put_nowait(Outcome(item.key, None, error))
-                        else:
-                            running.create_task(run(item, image))
-                            del image
+                            continue
                         await places.acquire()
+                        running.create_task(run(item, image))
+                        del image
                 except Exception as error:  # of the caller's items: told after what came before
                     return error
             return None

@@ -195,7 +195,7 @@ def _average_precision(pairs: Pairs, kind: str) -> dict[str, float]:
         known.createIndex()
         if not pairs.results:
             return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0, "AR": 0.0}
-        evaluation = COCOeval(known, known.loadRes(pairs.results), kind)
+        evaluation = COCOeval(known, known.loadRes([dict(each) for each in pairs.results]), kind)
         evaluation.params.maxDets = [1, 10, max(100, *most.values())]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -213,8 +213,8 @@ def _average_precision(pairs: Pairs, kind: str) -> dict[str, float]:
 
 
 def _has_masks(pairs: Pairs) -> bool:
-    annotations = [*pairs.coco["annotations"], *pairs.results]
-    return bool(pairs.results) and all(each.get("segmentation") for each in annotations)
+    both = (pairs.coco["annotations"], pairs.results)
+    return all(side and all(each.get("segmentation") for each in side) for side in both)
 
 
 def _draw_worst(pairs: Pairs, report: dict[str, Any], options: argparse.Namespace) -> None:

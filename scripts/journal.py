@@ -7,7 +7,6 @@ that a crash has cut off at the end is dropped when the journal is opened again.
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +16,6 @@ from msgspec import Struct
 
 from jobs.contract import Annotated
 from jobs.settings import SettingsError
-
-_SYNC_S = 1.0  # what a loss of power may cost; a killed process loses nothing
 
 
 class Entry(Struct, frozen=True):
@@ -66,7 +63,6 @@ class Journal:
         self.labels: set[str] = set()
         self.keypoints = 0
         self._places: dict[str, _Place] = {}
-        self._synced = time.monotonic()
         if path is None:
             self._file = os.memfd_create("mayfly-journal")
         else:
@@ -112,10 +108,8 @@ class Journal:
         self._append(line)
 
     def sync(self) -> None:
-        """Bring what was added to the disk, if the last time is a while ago. May take long."""
-        if time.monotonic() - self._synced > _SYNC_S:
-            os.fdatasync(self._file)
-            self._synced = time.monotonic()
+        """Bring what was added to the disk. May take long."""
+        os.fdatasync(self._file)
 
     def close(self) -> None:
         if self.path:

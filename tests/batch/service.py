@@ -13,8 +13,8 @@ from scripts.valkey import private_valkey
 
 
 @contextlib.asynccontextmanager
-async def running_service(folder: Path) -> AsyncIterator[str]:
-    """Yields its URL when jobs are answered; logs go to `folder`."""
+async def running_service(folder: Path, model: str = "bright") -> AsyncIterator[str]:
+    """Yields its URL when jobs are answered; logs go to `folder`. The model is one of the fakes."""
     key = PrivateKey.new()
     (folder / "worker.key").write_text(key_text(key.raw))
     (folder / "worker.pub").write_text(key_text(key.public.raw))
@@ -30,12 +30,13 @@ async def running_service(folder: Path) -> AsyncIterator[str]:
         }
         processes = []
         try:
-            for module in ("tests.batch.bright_worker", "api"):
+            for module, *more in (("tests.batch.bright_worker", model), ("api",)):
                 with (folder / f"{module}.log").open("wb") as log:
                     process = await asyncio.create_subprocess_exec(
                         sys.executable,
                         "-m",
                         module,
+                        *more,
                         env=environment,
                         stdout=asyncio.subprocess.PIPE,
                         stderr=log,

@@ -137,6 +137,18 @@ def test_average_precision_is_that_of_pycocotools(tmp_path: Path) -> None:
     assert evaluate(read(truth, results), 0.5, 0.5)["box"] == box
 
 
+def test_boxes_without_masks_and_images_without_sizes_are_fine(tmp_path: Path) -> None:
+    """A set labelled by hand may have nothing but boxes, or nothing at all."""
+    truth = write(tmp_path / "truth.json", {"a.png": []}, names=["nut"])
+    found = write(tmp_path / "found.json", {"a.png": [("nut", (1, 1, 9, 9), 0.9)]})
+    data = json.loads(truth.read_text())
+    data["images"] = [{"id": 1, "file_name": "a.png"}]
+    truth.write_text(json.dumps(data))
+    report = evaluate(read(truth, found), 0.5, 0.5)
+    assert "mask" not in report
+    assert report["at_threshold"]["false"] == 1
+
+
 def test_more_than_a_hundred_an_image_count(tmp_path: Path) -> None:
     """Colonies: pycocotools' own bound would call the rest missed."""
     dots: list[Found] = [
