@@ -12,11 +12,11 @@ from scripts.client import Client
 from tests.calls import BOX_REQUEST
 from tests.conftest import picture_bytes
 from tests.e2e.conftest import Service
-from tests.e2e.test_page import page
+from tests.e2e.test_page import browser, page
 from tests.e2e.test_page import pytestmark as needs_browser
 from tests.faults.cluster import free_ports
 
-__all__ = ["page"]  # pytest finds it by its name
+__all__ = ["browser", "page"]  # pytest finds them by their names
 
 
 async def _annotated(service: Service) -> int:
