@@ -5,6 +5,7 @@ SQLite in the data folder, or any database that `MAYFLY_DATABASE_URL` names. Cal
 event loop makes them on a thread.
 """
 
+import contextlib
 import os
 import secrets
 from typing import Any
@@ -28,7 +29,13 @@ from sqlalchemy import (
     make_url,
     select,
 )
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    IntegrityError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+)
 
 from jobs.settings import Settings, SettingsError
 from jobs.usage import Counts
@@ -123,7 +130,10 @@ def prepare(engine: Engine) -> bytes:
     try:
         if engine.dialect.name == "sqlite" and engine.url.database:
             _make_private(engine.url.database)
-        _tables.create_all(engine)
+        for _ in range(len(_tables.tables)):
+            with contextlib.suppress(DatabaseError):  # another front door made one meanwhile
+                _tables.create_all(engine)
+                break
         return _read_pepper(engine)
     except (OSError, SQLAlchemyError) as error:
         raise SettingsError(

@@ -38,6 +38,7 @@ async def run(settings: Settings) -> int:
             runner,
             settings.host,
             settings.port,
+            reuse_port=settings.reuse_port,
             ssl_context=certificate.context if certificate else None,
         )
         try:

@@ -42,6 +42,9 @@ class Settings:
     trusted_proxies: tuple[str, ...] = _setting(
         (), "Addresses or networks of proxies whose X-Forwarded-For and -Proto are believed."
     )
+    reuse_port: bool = _setting(
+        False, "Front door: share its port with others on this machine (SO_REUSEPORT)."
+    )
     image_ttl_s: int = _setting(120, "Longest time that an image waits for its annotation.")
     result_ttl_s: int = _setting(300, "Longest time that a result waits to be fetched.")
     lease_s: int = _setting(10, "How long a result stays leased to one Idempotency-Key.")

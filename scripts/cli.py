@@ -35,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run everything on this machine")
     serve.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
     serve.add_argument(
+        "--front-doors", type=int, default=1, help="front door processes on one port (default 1)"
+    )
+    serve.add_argument(
         "--tls", choices=["self-signed"], help="speak TLS with a certificate made now, for a trial"
     )
     serve.set_defaults(run=_serve)
@@ -225,11 +228,13 @@ def _serve(options: argparse.Namespace) -> int:
     from scripts import serve
 
     _use(options)
-    if options.workers < 1:
-        raise SettingsError("--workers must be at least 1.")
+    if options.workers < 1 or options.front_doors < 1:
+        raise SettingsError("--workers and --front-doors must be at least 1.")
     settings = Settings.from_env()
     configure_logging(settings)
-    return asyncio.run(serve.run(settings, options.workers, self_signed=bool(options.tls)))
+    return asyncio.run(
+        serve.run(settings, options.workers, options.front_doors, self_signed=bool(options.tls))
+    )
 
 
 def _api(options: argparse.Namespace) -> int:

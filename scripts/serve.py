@@ -5,10 +5,11 @@ import contextlib
 import dataclasses
 import logging
 import os
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from api.usage import settle
@@ -29,13 +30,19 @@ class _ConfigurationRefused(Exception):
     """A role ended with EX_CONFIG; it has said why."""
 
 
-async def run(settings: Settings, workers: int, *, self_signed: bool = False) -> int:
+async def run(
+    settings: Settings, workers: int, front_doors: int = 1, *, self_signed: bool = False
+) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. The front door says `ready URL`."""
     stopping = stop_signal()
     async with contextlib.AsyncExitStack() as stack:
         # the roles' temporary files, should a library make one, go when the service goes
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mayfly-")))
         os.environ["TMPDIR"] = str(folder)
+        if front_doors > 1:
+            os.environ["MAYFLY_REUSE_PORT"] = "true"
+            if settings.port == 0:
+                os.environ["MAYFLY_PORT"] = str(stack.enter_context(_free_port(settings.host)))
         url = settings.redis_url or await stack.enter_async_context(private_valkey(folder))
         given = settings.worker_key_file
         keys = PrivateKey.load(given) if given else [PrivateKey.new()]
@@ -50,9 +57,10 @@ async def run(settings: Settings, workers: int, *, self_signed: bool = False) ->
         if unsafe := Memory(settings).findings():  # the key is in this process as well
             raise SettingsError("\n  ".join(unsafe))
         supervisor = _Supervisor(url, {"api": for_api, "worker": for_worker}, settings.drain_s)
-        roles = ["api", *["worker"] * workers]
+        roles = [supervisor.keep("api"), *(supervisor.keep("worker") for _ in range(workers))]
+        roles += [supervisor.keep("api", quiet=True) for _ in range(front_doors - 1)]
         try:
-            async with background(*(supervisor.keep(role) for role in roles)) as tasks:
+            async with background(*roles) as tasks:
                 stopped = asyncio.create_task(stopping.wait())
                 await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
                 stopped.cancel()
@@ -75,12 +83,15 @@ class _Supervisor:
         self._running: list[asyncio.subprocess.Process] = []
         self._closing = False
 
-    async def keep(self, role: str) -> None:
-        """Run a role; restart it with a growing pause if it ends by itself."""
+    async def keep(self, role: str, *, quiet: bool = False) -> None:
+        """Run a role; restart it with a growing pause if it ends by itself.
+
+        One front door says that it is ready, the others are `quiet`.
+        """
         pause = 0.1
         while not self._closing:
             started = time.monotonic()
-            process = await self._start(role)
+            process = await self._start(role, quiet)
             self._running.append(process)
             code = await process.wait()
             self._running.remove(process)
@@ -92,7 +103,7 @@ class _Supervisor:
             pause = 0.1 if time.monotonic() - started > 30 else min(pause * 2, 5)
             await asyncio.sleep(pause)
 
-    async def _start(self, role: str) -> asyncio.subprocess.Process:
+    async def _start(self, role: str, quiet: bool) -> asyncio.subprocess.Process:
         """Keys go through pipes: never on a disk, a command line or in the environment."""
         environment = {k: v for k, v in os.environ.items() if k not in _KEYS}
         environment["MAYFLY_REDIS_URL"] = self._redis_url
@@ -110,6 +121,7 @@ class _Supervisor:
                 "-m",
                 role,
                 env=environment,
+                stdout=asyncio.subprocess.DEVNULL if quiet else None,
                 pass_fds=pipes,
                 preexec_fn=child_setup,
             )
@@ -120,6 +132,16 @@ class _Supervisor:
     async def close(self) -> None:
         self._closing = True
         await stop(list(self._running), self._drain_s + _MARGIN_S)
+
+
+@contextlib.contextmanager
+def _free_port(host: str) -> Iterator[int]:
+    """A port that several front doors may share: held, but not listened on, so that none of their
+    connections ends up here."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((host, 0))
+        yield held.getsockname()[1]
 
 
 def _own_certificate(settings: Settings, folder: Path) -> dict[str, bytes]:

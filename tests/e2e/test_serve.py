@@ -1,11 +1,13 @@
 """`mayfly serve` and the single roles, as real processes."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
@@ -53,6 +55,39 @@ async def test_a_dead_role_is_started_again(tmp_path: Path) -> None:
             assert b'"annotated"' in await client.fetch(job)
     finally:
         service.stop()
+
+
+async def test_several_front_doors_share_one_port(tmp_path: Path) -> None:
+    """While the first one hangs the other serves connections, and when it has died as well."""
+    service = Service(tmp_path, "--front-doors", "2")
+    try:
+        doors = [child for child in service.children() if child.cmdline()[-1] == "api"]
+        assert len(doors) == 2
+        async with Client(service.url) as client:
+            job = await client.submit(picture_bytes((200, 200)), BOX_REQUEST)
+        for door in doors:
+            door.suspend()
+            assert await _answered(service.url), "by the other one"
+            door.resume()
+        doors[0].kill()
+        assert await _answered(service.url)
+        async with Client(service.url) as client:
+            assert b'"annotated"' in await client.fetch(job)
+    finally:
+        service.stop()
+
+
+async def _answered(url: str) -> bool:
+    """Whether one of many new connections is served; the kernel gives some to who hangs."""
+    for _ in range(40):
+        timeout = aiohttp.ClientTimeout(total=0.5)
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.get(f"{url}/healthz") as response,
+            ):
+                return response.status == 200
+    return False
 
 
 def test_children_end_with_a_killed_parent(tmp_path: Path) -> None:
