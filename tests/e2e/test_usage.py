@@ -1,6 +1,7 @@
 """The statistics outlive every part, and the operator sees them drawn."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ async def test_counts_survive_a_killed_front_door_a_killed_worker_and_a_restart(
 
 @pytest.fixture
 def counted(running: Service) -> None:
-    asyncio.run(_annotate(running))
+    with ThreadPoolExecutor(1) as thread:  # the browser has a loop in this one
+        thread.submit(asyncio.run, _annotate(running)).result()
 
 
 @needs_browser
