@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from jobs.contract import ModelInfo, check_model, parse_request
 from jobs.problems import Problem
+from jobs.sealing import PublicKey
 from jobs.settings import SettingsError
-from scripts.client import BROKEN, Client, Item, Outcome, ServiceError
+from scripts.client import BROKEN, FAILURES, Client, Item, Outcome, ServiceError
 from scripts.dataset import KINDS, Output, place_for
 from scripts.examples import Examples
 from scripts.journal import Entry, Journal
@@ -53,7 +54,10 @@ async def run(options: argparse.Namespace) -> int:
             begun = _digest(request, examples, model)
             journal = Journal(_beside(place, folder, "journal.jsonl"), begun)
             stack.callback(journal.close)
-            embedded = await examples.compile(client, model, limits["max_images"])
+            try:
+                embedded = await examples.compile(client, model, limits["max_images"])
+            except FAILURES as error:
+                raise SettingsError(f"The examples cannot be used: {error}") from None
             say("each image is sent with an embedding of the examples" if embedded else "")
             labels = examples.labels or list(dict.fromkeys(model.labels))
             output = Output(
@@ -293,9 +297,13 @@ async def _service(options: argparse.Namespace) -> AsyncIterator[Client]:
             settings = {"MAYFLY_MODELS": options.model} if options.model else {}
             url = await stack.enter_async_context(local_service(environment=settings))
         try:
-            connection = Client(url, options.api_key, ca_file=options.ca)
+            if isinstance(options.seal, str):
+                PublicKey.from_text(options.seal)  # told now rather than at the first image
+            connection = Client(url, options.api_key, ca_file=options.ca, seal=options.seal)
         except OSError as error:
             raise SettingsError(f"{options.ca} is not a certificate: {error}.") from None
+        except ValueError:
+            raise SettingsError(f"{options.seal} is not a sealing key.") from None
         client = await stack.enter_async_context(connection)
         try:
             await client.info()

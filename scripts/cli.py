@@ -211,6 +211,14 @@ def _annotate_options(annotate: argparse.ArgumentParser) -> None:
     how.add_argument("--server", help="URL of a running service; without it one is started")
     how.add_argument("--api-key", default=os.environ.get("API_KEY"), help="or set API_KEY")
     how.add_argument("--ca", type=Path, metavar="FILE", help="certificate to trust, if self-signed")
+    how.add_argument(
+        "--seal",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="KEY",
+        help="seal images and prompts to the workers here; KEY is theirs, as you were told it",
+    )
     how.add_argument("--concurrency", type=int, default=8, help="images on their way (default 8)")
     how.add_argument("--limit", type=int, metavar="N", help="stop after N images")
     how.add_argument("--watch", action="store_true", help="go on with images that appear later")

@@ -83,8 +83,12 @@ async def test_archives_and_lists_find_the_same(
     results = []
     listed = "".join(f"{pictures / name}\n" for name in NAMES)
     box = f"{pictures / '0.png'}:{BOX}:coin"
-    for path, stdin in ((tmp_path / "a.zip", ""), (tmp_path / "a.tar.gz", ""), ("-", listed)):
-        ran = await annotate(path, "--box", box, "--format", "csv", stdin=stdin)
+    for path, stdin, more in (
+        (tmp_path / "a.zip", "", []),
+        (tmp_path / "a.tar.gz", "", ["--seal"]),  # and sealed before they leave
+        ("-", listed, []),
+    ):
+        ran = await annotate(path, "--box", box, "--format", "csv", *more, stdin=stdin)
         assert ran.code == 0, ran.err
         results.append(ran.out)
     assert results[0].startswith("image,label,score,x0,y0,x1,y1")
@@ -180,6 +184,7 @@ async def _until(ready) -> None:  # type: ignore[no-untyped-def]
         ([__file__, "--box", BOX, "--server", "http://127.0.0.1:9"], "No service answers at"),
         ([__file__, "--box", BOX, "--format", "yolo"], "-o"),
         ([__file__, "--box", BOX, "--split", "2", "-o", "x"], "--split"),
+        ([__file__, "--box", BOX, "--server", "http://127.0.0.1:9", "--seal", "x"], "sealing key"),
         ([__file__, "--prompts", __file__], "cannot be read as JSON"),
     ],
 )
