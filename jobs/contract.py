@@ -16,6 +16,7 @@ from jobs.problems import Problem, unprocessable
 Box = tuple[float, float, float, float]
 Task = Literal["detect", "embed"]
 Output = Literal["box", "mask", "keypoints"]
+Match = Literal["strict", "normal", "kind"]
 PromptType = Literal["box", "point", "text", "embedding"]
 Label = Hint[str, Meta(min_length=1, max_length=200)]
 Unit = Hint[float, Meta(ge=0, le=1)]
@@ -65,7 +66,11 @@ Prompt = BoxPrompt | PointPrompt | TextPrompt | EmbeddingPrompt
 
 
 class Request(Struct, frozen=True, forbid_unknown_fields=True):
-    """What to do with an image. Everything is optional; None means the model's own default."""
+    """What to do with an image. Everything is optional; None means the model's own default.
+
+    `match` is for models that are shown examples: "strict" asks for this very thing, "kind" for
+    other individuals of its kind, too.
+    """
 
     model: Hint[str, Meta(min_length=1, max_length=100)] | None = None
     task: Task = "detect"
@@ -74,6 +79,7 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
     min_score: Unit | None = None
     nms_iou: Unit | None = None
     max_annotations: Hint[int, Meta(ge=1, le=3000)] = 300
+    match: Match = "normal"
     priority: Literal["interactive", "bulk"] = "interactive"
 
 
@@ -137,13 +143,18 @@ class Annotation(Struct, frozen=True, omit_defaults=True):
     keypoints: list[tuple[float, float, int]] | None = None
 
 
-class Annotated(Struct, frozen=True, tag="annotated", tag_field="outcome"):
-    """The result of ``task: "detect"``, best score first."""
+class Annotated(Struct, frozen=True, tag="annotated", tag_field="outcome", omit_defaults=True):
+    """The result of ``task: "detect"``, best score first.
+
+    `suggested_min_score` is where this picture's finds part, if the model can tell: a `min_score`
+    to filter or to ask with.
+    """
 
     image: Size
     model: ModelRef
     annotations: list[Annotation]
     timing: Timing
+    suggested_min_score: float | None = None
 
 
 class Embedded(Struct, frozen=True, tag="embedded", tag_field="outcome"):

@@ -74,6 +74,20 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--images", type=Path, help="folder of the images, to draw the worst")
     evaluate.set_defaults(run=_evaluate)
 
+    quality = commands.add_parser("bench-quality", help="how well exemplar finds, by known truth")
+    quality.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="sources, as `python -m scripts.train_exemplar fetch` gets them",
+    )
+    quality.add_argument("--split", choices=("test", "dev"), default="test")
+    quality.add_argument("--pictures", type=int, default=16, help="of each row (default 16)")
+    quality.add_argument("--device", default="cpu")
+    quality.add_argument("--out", type=Path, help="folder for quality.json and quality.png")
+    quality.set_defaults(run=_bench_quality)
+
     models = commands.add_parser("models", help="list models, fetch their weights")
     actions = models.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="every model and whether its weights are there")
@@ -265,6 +279,19 @@ def _annotate(options: argparse.Namespace) -> int:
     from scripts import annotate
 
     return uvloop.run(annotate.run(options))
+
+
+def _bench_quality(options: argparse.Namespace) -> int:
+    try:
+        from scripts.exemplar import quality
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"This needs {error.name}: pip install 'mayfly[train]'.") from None
+    if not (options.data / "bank.json").is_file():
+        raise SettingsError(
+            f"{options.data} holds no pictures. Run `python -m scripts.train_exemplar fetch --data "
+            f"{options.data}` first; it needs npm and apt-get."
+        )
+    return quality.run(options)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.contract import Annotation, Box, BoxPrompt, ModelInfo, Request
-from worker.models.base import Pixels
+from worker.models.base import Embedding, Finds, Pixels
 
 
 class Shown(NamedTuple):
@@ -60,8 +60,8 @@ class Echo:
             time.sleep(0.5)
         return items
 
-    def finish(self, raw: Shown, item: Shown) -> list[Annotation]:
-        return [Annotation(label, 1.0, box) for label, box in raw.boxes]
+    def finish(self, raw: Shown, item: Shown) -> Finds:
+        return Finds([Annotation(label, 1.0, box) for label, box in raw.boxes])
 
 
 class Bright:
@@ -75,7 +75,7 @@ class Bright:
         name="exemplar",
         version="bright",
         labels=[],
-        tasks=["detect"],
+        tasks=["detect", "embed"],
         prompts=["box", "point", "embedding"],
         outputs=["box"],
         min_score=0.5,
@@ -94,7 +94,9 @@ class Bright:
     def forward(self, items: list["Seen"]) -> list["Seen"]:
         return items
 
-    def finish(self, raw: "Seen", item: "Seen") -> list[Annotation]:
+    def finish(self, raw: "Seen", item: "Seen") -> Finds | Embedding:
+        if item.task == "embed":
+            return Embedding("QnJpZ2h0")
         columns = np.flatnonzero(np.diff(raw.bright.any(0), prepend=False, append=False))
         finds = []
         for x0, x1 in columns.reshape(-1, 2):
@@ -102,7 +104,7 @@ class Bright:
             score = float(raw.bright[rows[0] : rows[-1] + 1, x0:x1].mean())
             left, top, right, bottom = (float(8 * at) for at in (x0, rows[0], x1, rows[-1] + 1))
             finds.append(Annotation(raw.label, score, (left, top, right, bottom)))
-        return sorted(finds, key=lambda find: (-find.score, find.box))
+        return Finds(sorted(finds, key=lambda find: (-find.score, find.box)))
 
 
 class Patches(Bright):

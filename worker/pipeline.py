@@ -13,6 +13,7 @@ import msgspec
 from jobs.contract import MAIN_IMAGE as MAIN
 from jobs.contract import (
     Annotated,
+    Embedded,
     Failed,
     ModelInfo,
     ModelRef,
@@ -32,7 +33,7 @@ from jobs.store import Claimed, Store
 from jobs.usage import Counts, Finished
 from worker.batcher import Batcher
 from worker.decode import decode
-from worker.models.base import Model
+from worker.models.base import Embedding, Model
 
 log = logging.getLogger(__name__)
 _MAX_CRASHES = 1
@@ -156,17 +157,18 @@ class Pipeline:
         prepared = await in_thread(self._threads, self._prepare, model, work)
         decode_ms = (time.perf_counter() - start) * 1000
         ran = await self.batchers[model.info.name].submit(prepared.item, prepared.bucket, turn)
-        annotations = await in_thread(self._threads, model.finish, ran.raw, prepared.item)
+        answer = await in_thread(self._threads, model.finish, ran.raw, prepared.item)
+        made_by = ModelRef(model.info.name, model.info.version)
+        timing = Timing(
+            queued_ms=round(max(0.0, started_ms - work.received_ms), 1),
+            decode_ms=round(decode_ms, 1),
+            infer_ms=round(ran.ms, 1),
+            batch_size=ran.batch_size,
+        )
+        if isinstance(answer, Embedding):
+            return Embedded(made_by, answer.text, timing)
         return Annotated(
-            image=prepared.size,
-            model=ModelRef(model.info.name, model.info.version),
-            annotations=annotations,
-            timing=Timing(
-                queued_ms=round(max(0.0, started_ms - work.received_ms), 1),
-                decode_ms=round(decode_ms, 1),
-                infer_ms=round(ran.ms, 1),
-                batch_size=ran.batch_size,
-            ),
+            prepared.size, made_by, answer.annotations, timing, answer.suggested_min_score
         )
 
     def _prepare(self, model: Model[Any, Any], work: Work) -> Prepared:
@@ -249,5 +251,6 @@ def _line(
     }
     if isinstance(result, Annotated):
         line["annotations"] = len(result.annotations)
+    if not isinstance(result, Failed):
         line.update(msgspec.structs.asdict(result.timing))
     return line

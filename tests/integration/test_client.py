@@ -21,6 +21,7 @@ from tests.calls import BOX, BOX_REQUEST
 from tests.conftest import picture_bytes, running_front_door, running_worker
 from tests.fakes import Echo, Shown
 from tests.faults.network import Network, proxy
+from worker.models.base import Finds
 
 SLOW = {"prompts": [box(8, 8, 24, 24, "slow")]}
 
@@ -59,7 +60,7 @@ class Counting(Echo):
 
     runs = 0
 
-    def finish(self, raw: Shown, item: Shown) -> list[Annotation]:
+    def finish(self, raw: Shown, item: Shown) -> Finds:
         self.runs += 1
         return super().finish(raw, item)
 

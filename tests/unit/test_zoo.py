@@ -24,7 +24,7 @@ from torchvision.ops import FrozenBatchNorm2d, batched_nms
 from jobs.contract import MAIN_IMAGE, Annotation, Request
 from jobs.problems import Problem
 from worker.models import weights, zoo
-from worker.models.base import Model, Pixels
+from worker.models.base import Finds, Model, Pixels
 from worker.models.detector import Detections, Prepared, TorchvisionDetector
 
 CPU = torch.device("cpu")
@@ -150,7 +150,9 @@ def annotate(
     for batch in batches.values():
         raws = model.forward([items[index] for index in batch])
         for index, raw in zip(batch, raws, strict=True):
-            done[index] = model.finish(raw, items[index])
+            finds = model.finish(raw, items[index])
+            assert isinstance(finds, Finds)
+            done[index] = finds.annotations
     return [done[index] for index in range(len(items))]
 
 
@@ -250,7 +252,7 @@ def test_requests_narrow_the_finds_each_by_itself(pair: Pair) -> None:
     assert len({model.bucket(item) for item in items}) == 1
     raws = model.forward(items)
     everyone, strong, three, apart, none = (
-        model.finish(raw, item) for raw, item in zip(raws, items, strict=True)
+        model.finish(raw, item).annotations for raw, item in zip(raws, items, strict=True)
     )
     assert len(strong) == sum(a.score >= middle for a in everyone) < len(everyone)
     assert [a.score for a in strong] == pytest.approx([a.score for a in everyone[: len(strong)]])

@@ -1,6 +1,7 @@
 """What a model is to the rest of the worker."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -11,6 +12,26 @@ from jobs.contract import Annotation, ModelInfo, Request
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB, as displayed
 Item = TypeVar("Item")
 Raw = TypeVar("Raw")
+
+
+@dataclass(frozen=True)
+class Finds:
+    """What ``task: "detect"`` answers.
+
+    Attributes:
+        annotations: best score first.
+        suggested_min_score: a threshold that parts this picture's finds well, if the model has one.
+    """
+
+    annotations: list[Annotation]
+    suggested_min_score: float | None = None
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What ``task: "embed"`` answers: a portable prompt, base64."""
+
+    text: str
 
 
 class Model(Protocol[Item, Raw]):
@@ -45,7 +66,7 @@ class Model(Protocol[Item, Raw]):
         A result must not depend on the other items of its batch.
         """
 
-    def finish(self, raw: Raw, item: Item) -> list[Annotation]:
-        """Turn the network's output into annotations, best score first, within the request's
-        `min_score`, `nms_iou`, `max_annotations` and `outputs`. Runs on a decoding thread.
+    def finish(self, raw: Raw, item: Item) -> Finds | Embedding:
+        """Turn the network's output into what the request's task answers, within its `min_score`,
+        `nms_iou`, `max_annotations` and `outputs`. Runs on a decoding thread.
         """

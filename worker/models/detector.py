@@ -14,7 +14,7 @@ from torchvision.ops import batched_nms
 from jobs.contract import MAIN_IMAGE, Annotation, Mask, ModelInfo, Request
 from jobs.problems import unprocessable
 from worker.models import rle
-from worker.models.base import Pixels
+from worker.models.base import Finds, Pixels
 
 Detections = dict[str, Tensor]
 
@@ -149,7 +149,7 @@ class TorchvisionDetector:
         return order[: request.max_annotations]
 
     @torch.inference_mode()
-    def finish(self, raw: Detections, item: Prepared) -> list[Annotation]:
+    def finish(self, raw: Detections, item: Prepared) -> Finds:
         """Choose what was asked for and bring it to pixels of the image.
 
         A mask holds the pixels of a probability above 0.5. A keypoint is visible (2) when its
@@ -173,7 +173,7 @@ class TorchvisionDetector:
             annotations.append(
                 Annotation(self._classes[label] or "", score, tuple(box), mask, keypoints)
             )
-        return annotations
+        return Finds(annotations)
 
 
 class _Batch(list[Tensor]):

@@ -40,16 +40,15 @@ class _Conv(nn.Module):
         self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups)
+        # At stride 2 and even sizes SAME pads one pixel less at the top and left. A row and column
+        # of zeros before the kernel say the same with equal padding, and need no padded copy.
+        self.extra = stride - 1
+        side = kernel + self.extra
+        self.conv = nn.Conv2d(cin, cout, side, stride, kernel // 2, groups=groups)
         self.act = act
-        self.pad: tuple[int, int, int, int] | None = None
-        if stride == 2:  # at even sizes SAME pads one pixel less at the top and left
-            before, after = (kernel - 2) // 2, (kernel - 1) // 2
-            self.pad = (before, after, before, after)
-            self.conv.padding = (0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(x if self.pad is None else F.pad(x, self.pad))
+        y: Tensor = self.conv(x)
         return y.clamp_(0, 6) if self.act else y
 
 
@@ -118,7 +117,8 @@ class EfficientNetLite0(nn.Module):
 def _load(module: _Conv, state: dict[str, Tensor], conv: str, bn: str) -> None:
     gain = state[bn + ".weight"] * (state[bn + ".running_var"] + _BN_EPS).rsqrt()
     with torch.no_grad():
-        module.conv.weight.copy_(state[conv + ".weight"] * gain[:, None, None, None])
+        kernel = state[conv + ".weight"] * gain[:, None, None, None]
+        module.conv.weight.copy_(F.pad(kernel, (module.extra, 0, module.extra, 0)))
         assert module.conv.bias is not None  # noqa: S101 - for the type checker
         module.conv.bias.copy_(state[bn + ".bias"] - state[bn + ".running_mean"] * gain)
 

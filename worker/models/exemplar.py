@@ -1,27 +1,51 @@
-"""Visual prompting: find everything that looks like the boxes a user drew.
+"""Visual prompting: find everything that looks like the examples a user shows.
 
-No training and no labels: frozen features, whitened by the picture's own statistics, are compared
-with those of the examples. It finds visually similar objects, not the members of a class.
+No labels and no training by the user: frozen features (`efficientnet_lite`), read through a small
+learned head (`head`), which compares an example with places that look promising (`proposals`) on
+views of the picture at the right scales (`views`). It finds visually similar objects, not the
+members of a class.
 """
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
-from jobs.contract import MAIN_IMAGE, Annotation, Box, BoxPrompt, ModelInfo, Request
-from worker.models import efficientnet_lite
-from worker.models.base import Pixels
-from worker.models.matching import Matcher, Template
+from jobs.contract import (
+    MAIN_IMAGE,
+    Annotation,
+    Box,
+    BoxPrompt,
+    EmbeddingPrompt,
+    Match,
+    ModelInfo,
+    PointPrompt,
+    Request,
+)
+from jobs.problems import unprocessable
+from worker.models import efficientnet_lite, head
+from worker.models.base import Embedding, Finds, Pixels
+from worker.models.embedding import Remembered, pack, unpack
+from worker.models.extent import around
+from worker.models.head import Maps, Thing, look, move
+from worker.models.proposals import Template, propose
 from worker.models.regions import FeatureMap, Whitening, suppress
-from worker.models.views import Example, View, clip, plan
+from worker.models.views import EXAMPLE, View, Wanted, clip, cut, plan, tiles
 
-_NEGATIVE, _NEGATIVE_MARGIN = 2.0, 0.05  # penalty for being more like a negative example
+_MOST_PROPOSED = 300  # of one example on one view
+_SURELY_PROPOSED = 40
+_PROMISING = 0.4  # share of the best proposals' score from which others are looked at, too
+_SECOND_ROUND = 1.5  # candidates for it, for each find that the first round expects
+_MOVED_IOU = 0.75  # from which two candidates are one after the first round
+_RIVALRY = 4.0  # how fast a find is lost that is more like something else
+_SUPPORTS, _SURE, _HOPELESS, _TRUST = 3, 1.0, -3.5, 0.85  # of query expansion
+_FAIR, _GENEROSITY, _MOST_GENEROUS = 3.0, 0.9, 2.7  # of the term for the picture
+_CUT: dict[Match, float] = {"strict": 2.4, "normal": 1.4, "kind": 0.2}  # logit that becomes .5
 _ACROSS_LABELS = 0.6  # IoU from which two labels claim one object
-_GIVEN = 2.0  # raw score of a prompted box itself, above any find's
-_SHARE, _DOUBT, _TRUST, _SLOPE = 0.45, 0.33, 0.4, 2.7  # of `calibrate`
 
 
 @dataclass(frozen=True)
@@ -29,33 +53,69 @@ class Item:
     """A request, ready for the device.
 
     Attributes:
-        width, height: of the image, in pixels.
+        images: (3, H, W) uint8 by part name.
         labels: distinct labels of the positive prompts, in their order.
-        pyramid: views of the image by level.
-        examples: the distinct prompts.
+        embedded: what each embedding prompt holds.
     """
 
     request: Request
-    width: int
-    height: int
+    images: dict[str, Tensor]
     labels: list[str]
-    pyramid: dict[int, View]
-    examples: list[Example]
+    embedded: dict[EmbeddingPrompt, list[Remembered]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the main image."""
+        height, width = self.images[MAIN_IMAGE].shape[1:]
+        return width, height
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example on its way through the device.
+
+    Attributes:
+        label: what its like is to be called.
+        negative: it shows what is not meant.
+        image: part name of the image it lies on; None for an embedded one.
+        box: in pixels of that image; (0, 0, width, height) for an embedded one.
+        remembered: an embedded one.
+    """
+
+    label: str
+    negative: bool
+    image: str | None
+    box: Box
+    remembered: Remembered | None = None
+
+    @property
+    def size(self) -> float:
+        """Root of the area in pixels of its image."""
+        x0, y0, x1, y1 = self.box
+        return math.sqrt((x1 - x0) * (y1 - y0))
+
+    @property
+    def aspect(self) -> float:
+        return (self.box[2] - self.box[0]) / (self.box[3] - self.box[1])
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Boxes before suppression and threshold, on the CPU.
+    """What the device found, on the CPU; for `task: "embed"` only the embedding.
 
     Attributes:
         boxes: (N, 4) float, in pixels of the image; may reach outside.
-        scores: (N,) float, raw, at most 1; comparable within one request only.
+        logits: (N,) float, of being of the label's class.
         labels: (N,) int64, places in `Item.labels`.
+        given: boxes of the prompts on the main image, with the place of their label.
+        embedding: packed examples.
     """
 
     boxes: Tensor
-    scores: Tensor
+    logits: Tensor
     labels: Tensor
+    given: dict[Box, int]
+    embedding: str = ""
 
 
 class Exemplar:
@@ -71,50 +131,164 @@ class Exemplar:
 
     info = ModelInfo(
         name="exemplar",
-        version="1",
+        version="2",
         labels=[],
-        tasks=["detect"],
-        prompts=["box"],
+        tasks=["detect", "embed"],
+        prompts=["box", "point", "embedding"],
         outputs=["box"],
         min_score=0.5,
         nms_iou=0.4,
-        licence="Apache-2.0 (EfficientNet-Lite0 weights, trained on ImageNet)",
+        licence="Apache-2.0 (EfficientNet-Lite0 weights, trained on ImageNet; Mayfly's own head)",
     )
-    max_batch = 1  # one pyramid keeps a device busy; nothing is shared between images
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.max_batch = 1 if device.type == "cpu" else 8
         self.backbone = efficientnet_lite.load().to(device)
+        self.head, self.head_id = head.load()
+        self.head.to(device)
 
     def prepare(self, images: Mapping[str, Pixels], request: Request) -> Item:
-        """Choose the working scales and resize.
+        """Check what only this model knows, and lay the pixels out for the device.
 
         Raises:
-            Problem: 422, if a prompt lies on an image that was not sent or none is positive.
+            Problem: 422, if the prompts do not fit the task or one another.
         """
-        height, width = images[MAIN_IMAGE].shape[:2]
-        prompts = [p for p in dict.fromkeys(request.prompts) if isinstance(p, BoxPrompt)]
-        pyramid, examples = plan(images, prompts)
-        labels = list(dict.fromkeys(p.label for p in prompts if not p.negative))
-        return Item(request, width, height, labels, pyramid, examples)
+        for prompt in request.prompts:
+            if isinstance(prompt, BoxPrompt | PointPrompt) and prompt.image not in images:
+                raise unprocessable("image_missing", "A prompt names an image that was not sent.")
+        labels = list(dict.fromkeys(p.label for p in request.prompts if not p.negative))
+        if not labels:
+            raise unprocessable("prompt_missing", "At least one prompt must not be negative.")
+        embedded = {
+            p: unpack(p.data, self.head_id)
+            for p in request.prompts
+            if isinstance(p, EmbeddingPrompt)
+        }
+        if request.task == "embed" and (
+            embedded or len(labels) > 1 or any(p.negative for p in request.prompts)
+        ):
+            raise unprocessable(
+                "embed_one_label",
+                "An embedding is made of boxes or points of one label, none of them negative. "
+                "Embed other labels and look-alikes by requests of their own.",
+            )
+        tensors = {name: _tensor(pixels) for name, pixels in images.items()}
+        return Item(request, tensors, labels, embedded)
 
     def bucket(self, item: Item) -> Hashable:
-        """Shapes of the pyramid's views."""
-        return tuple(view.pixels.shape[2:] for view in item.pyramid.values())
+        """Shape of the main image: views of one shape share a batch of the backbone."""
+        return item.images[MAIN_IMAGE].shape
 
     def forward(self, items: list[Item]) -> list[Candidates]:
-        """Match every example on every level it asks for, one item after the other."""
+        """Search each item's image for its examples' like."""
         with torch.inference_mode():
-            return [self._match(item) for item in items]
+            return [self._run(item) for item in items]
 
-    def finish(self, raw: Candidates, item: Item) -> list[Annotation]:
-        """Suppress duplicates, calibrate, cut; a prompted box itself is a find of score 1.
+    def _run(self, item: Item) -> Candidates:
+        images = {name: image.to(self.device) for name, image in item.images.items()}
+        examples = self._examples(item, images)
+        if item.request.task == "embed":
+            text = pack([self._remember(images, one) for one in examples], self.head_id)
+            empty = torch.empty(0)
+            return Candidates(empty.view(0, 4), empty, empty.long(), {}, text)
+        width, height = item.size
+        edge = (width * height) ** 0.5
+        wanted = []
+        for one in examples:
+            sizes: tuple[float, ...] = (one.size,)
+            if one.remembered:
+                sizes = (one.size, one.remembered.share * edge)
+            elif one.image != MAIN_IMAGE:
+                _, high, wide = images[str(one.image)].shape
+                sizes = (one.size, one.size * edge / (wide * high) ** 0.5)
+            wanted.append(Wanted(sizes, one.image == MAIN_IMAGE, one.negative))
+        pyramid = plan(width, height, wanted)
+        fields = [
+            Field(level, view, self._maps(view))
+            for level, scale in pyramid.scales.items()
+            for view in tiles(images[MAIN_IMAGE], scale)
+        ]
+        whitening = Whitening.fit([field.maps.coarse for field in fields])
+        shown = []
+        for one, levels, own in zip(examples, pyramid.searched, pyramid.own, strict=True):
+            thing = self._thing(images, one, [field for field in fields if field.level == own])
+            shown.append(Shown(one, thing, head.Prompt.of(thing, one.aspect), levels))
+        for field in fields:
+            field.whiten(whitening)
+        search = _Search(self.head.comparator, fields, whitening)
+        found = [
+            search.run(
+                [s for s in shown if s.example.label == label and not s.example.negative],
+                [s for s in shown if s.example.negative or s.example.label != label],
+            )
+            for label in item.labels
+        ]
+        given: dict[Box, int] = {}  # of labels that claim the same box, the first has it
+        for one in examples:
+            if one.image == MAIN_IMAGE and not one.negative:
+                given.setdefault(one.box, item.labels.index(one.label))
+        return Candidates(
+            torch.cat([boxes for boxes, _ in found]).cpu(),
+            torch.cat([logits for _, logits in found]).cpu(),
+            torch.cat([torch.full((len(x),), n) for n, (_, x) in enumerate(found)]),
+            given,
+        )
+
+    def _examples(self, item: Item, images: dict[str, Tensor]) -> list[Example]:
+        """The distinct prompts as examples, points with the extent that they seem to mean."""
+        examples: list[Example] = []
+        for prompt in dict.fromkeys(item.request.prompts):
+            if isinstance(prompt, EmbeddingPrompt):
+                examples += [
+                    Example(prompt.label, prompt.negative, None, (0, 0, r.width, r.height), r)
+                    for r in item.embedded[prompt]
+                ]
+            elif isinstance(prompt, BoxPrompt | PointPrompt):
+                image = images[prompt.image]
+                height, width = image.shape[1:]
+                if isinstance(prompt, BoxPrompt):
+                    box = clip(prompt.box, width, height)
+                else:
+                    box = clip(around(prompt.point, image, self._maps), width, height)
+                examples.append(Example(prompt.label, prompt.negative, prompt.image, box))
+        return examples
+
+    def _thing(self, images: dict[str, Tensor], one: Example, fields: list["Field"]) -> Thing:
+        """What is remembered of an example: read where it lies whole, or where it was kept."""
+        if one.remembered:
+            thing = one.remembered.thing
+            return Thing(thing.coarse.to(self.device), thing.fine.to(self.device))
+        if one.image == MAIN_IMAGE:
+            box = torch.tensor(one.box, dtype=torch.float32, device=self.device)
+            field = max(fields, key=lambda field: field.view.holds(box))
+            return look(field.maps, field.view.inward(box[None]))
+        return self._cut_out(images[str(one.image)], one)
+
+    def _cut_out(self, image: Tensor, one: Example) -> Thing:
+        view, box = cut(image, one.box, min(3.0, EXAMPLE / one.size))
+        return look(self._maps(view), box)
+
+    def _remember(self, images: dict[str, Tensor], one: Example) -> Remembered:
+        image = images[str(one.image)]
+        x0, y0, x1, y1 = one.box
+        share = one.size / (image.shape[1] * image.shape[2]) ** 0.5
+        return Remembered(self._cut_out(image, one), x1 - x0, y1 - y0, share)
+
+    def _maps(self, view: View) -> Maps:
+        maps: Maps = self.head.embedder(*self.backbone(view.pixels))
+        return maps
+
+    def finish(self, raw: Candidates, item: Item) -> Finds | Embedding:
+        """Suppress duplicates, cut; a prompted box itself is a find of score 1.
 
         Each label is suppressed by itself (NMS and containment), then one against the other: an
         object that two labels claim goes to the one that fits better. What a caller asked for in
         `min_score`, `nms_iou` and `max_annotations` holds.
         """
         request = item.request
+        if request.task == "embed":
+            return Embedding(raw.embedding)
         iou = self.info.nms_iou if request.nms_iou is None else request.nms_iou
         least = self.info.min_score if request.min_score is None else request.min_score
         boxes, scores, labels = _with_given(raw, item)
@@ -126,89 +300,237 @@ class Exemplar:
         )
         kept = kept[nms(boxes[kept], scores[kept], max(iou, _ACROSS_LABELS))]
         boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
-        calibrated = torch.empty_like(scores)
-        for n in range(len(item.labels)):
-            calibrated[labels == n] = calibrate(scores[labels == n])
-        order = calibrated.argsort(descending=True, stable=True)
-        order = order[calibrated[order] >= least][: request.max_annotations]
-        return [
-            Annotation(
-                item.labels[int(labels[n])], round(calibrated[n].item(), 4), _rounded(boxes[n])
-            )
-            for n in order.tolist()
-        ]
-
-    def _match(self, item: Item) -> Candidates:
-        stages = {n: self._stages(view) for n, view in item.pyramid.items()}
-        whitening = Whitening.fit(list(stages.values()))
-        levels = {n: FeatureMap(whitening.apply(maps)) for n, maps in stages.items()}
-        shown: list[tuple[Example, Template]] = []
-        against: list[Template] = []
-        for example in item.examples:
-            view = FeatureMap(whitening.apply(self._stages(example.view)))
-            box, bounds = example.box.to(self.device), example.bounds.to(self.device)
-            template = Template.of(view, box, bounds)
-            if example.prompt.negative:
-                against.append(template)
-            else:
-                shown.append((example, template))
-        boxes, scores, labels = [], [], []
-        for n, level in levels.items():
-            negatives = [Matcher(template, level) for template in against]
-            for example, template in shown:
-                if n not in example.levels:
-                    continue
-                matcher = Matcher(template, level)
-                found, score = matcher.refine(matcher.propose())
-                if negatives:
-                    unlike = torch.stack([one.similarity(found) for one in negatives]).amax(0)
-                    excess = unlike - matcher.similarity(found) + _NEGATIVE_MARGIN
-                    score = score - _NEGATIVE * excess.clamp(min=0)
-                boxes.append(item.pyramid[n].outward(found).cpu())
-                scores.append(score.cpu())
-                labels.append(torch.full((len(found),), item.labels.index(example.prompt.label)))
-        return Candidates(torch.cat(boxes), torch.cat(scores), torch.cat(labels))
-
-    def _stages(self, view: View) -> tuple[Tensor, ...]:
-        maps: tuple[Tensor, ...] = self.backbone(view.pixels.to(self.device))
-        return maps
+        order = scores.argsort(descending=True, stable=True)
+        suggested = suggest(scores[len(raw.given) :] if raw.given else scores)
+        order = order[scores[order] >= least][: request.max_annotations]
+        return Finds(
+            [
+                Annotation(
+                    item.labels[int(labels[n])],
+                    round(min(1.0, scores[n].item()), 4),
+                    _rounded(boxes[n]),
+                )
+                for n in order.tolist()
+            ],
+            suggested,
+        )
 
 
-def calibrate(raw: Tensor) -> Tensor:
-    """Scores of one label's finds on 0..1, where .5 is the best cut in most pictures.
+class Field:
+    """One view of the main image, made ready to be searched.
 
-    Raw scores depend on the picture, so a find is judged by the mean of its three best finds, the
-    prompted boxes apart. Where that is high there is more of the kind, and the cut is ``_SHARE`` of
-    it. Where it is low the best are probably look-alikes, and the cut is ``_DOUBT`` less
-    ``_TRUST`` of it, which is more.
-    The cut becomes .5, twice the cut .94; order is kept. Prompted boxes, of the raw score
-    ``_GIVEN``, become 1.
-
-    Args:
-        raw: (N,) after suppression, in any order.
+    Attributes:
+        level: of the pyramid.
+        maps: what the head embeds of it.
     """
-    given = raw >= _GIVEN
-    top = raw[~given].sort(descending=True).values[:3]
-    best = max(0.0, top.mean().item()) if len(top) else 0.0
-    cut = max(_SHARE * best, _DOUBT - _TRUST * best)
-    return torch.where(given, 1.0, torch.sigmoid(_SLOPE * (raw / cut - 1)))
+
+    def __init__(self, level: int, view: View, maps: Maps) -> None:
+        self.level = level
+        self.view = view
+        self.maps = maps
+        self.features: FeatureMap
+
+    def whiten(self, whitening: Whitening) -> None:
+        self.features = FeatureMap(self.maps.coarse, whitening)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example, made ready to be searched for.
+
+    Attributes:
+        levels: on which to look for its like, with the sizes to try: roots of the area in pixels.
+    """
+
+    example: Example
+    thing: Thing
+    prompt: head.Prompt
+    levels: dict[int, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Boxes on several fields: (N, 4) in pixels of the view, and (N,) places of the field."""
+
+    boxes: Tensor
+    fields: Tensor
+
+    def __getitem__(self, index: Tensor) -> "_Places":
+        return _Places(self.boxes[index], self.fields[index])
+
+
+class _Search:
+    """Looks for one label's like on all fields of an image."""
+
+    def __init__(
+        self, comparator: head.Comparator, fields: list[Field], whitening: Whitening
+    ) -> None:
+        self._comparator = comparator
+        self._fields = fields
+        self._whitening = whitening
+        self._device = whitening.mean.device
+
+    def run(self, shown: list[Shown], against: list[Shown]) -> tuple[Tensor, Tensor]:
+        """Find the like of `shown` that is not rather the like of `against`.
+
+        Proposals are judged, moved, judged again and moved again. Then the surest finds serve as
+        further examples (query expansion), which also finds what is like them only; and where even
+        the best finds are only fairly like the example, all are judged more kindly.
+
+        Returns:
+            (N, 4) boxes in pixels of the image and (N,) logits.
+        """
+        places = self._propose(shown)
+        logits, deltas, _ = self._judge(shown, self._look(places))
+        places = _Places(move(places.boxes, deltas), places.fields)
+        most = max(_SURELY_PROPOSED, int(_SECOND_ROUND * (logits > -1).sum()))
+        places = places[nms(self._outward(places), logits, _MOVED_IOU)[:most]]
+        things = self._look(places)
+        logits, deltas, best = self._judge(shown, things)
+        boxes = self._outward(_Places(move(places.boxes, deltas), places.fields))
+        expanded = self._expand(shown, boxes, places, things, logits, best)
+        for one in against:  # at the cut where it is as much like that one
+            rival, _ = self._comparator(one.prompt, things)
+            expanded = torch.minimum(expanded, _CUT["normal"] + _RIVALRY * (logits - rival))
+        return boxes, expanded
+
+    def _propose(self, shown: list[Shown]) -> _Places:
+        boxes, fields = [], []
+        for n, field in enumerate(self._fields):
+            found, scores = [], []
+            for one in shown:
+                if field.level not in one.levels:
+                    continue
+                x0, y0, x1, y1 = one.example.box
+                shape = torch.tensor([x1 - x0, y1 - y0], dtype=torch.float32) / one.example.size
+                sizes = shape * torch.tensor(one.levels[field.level])[:, None]
+                box, score = propose(
+                    Template(one.thing, self._whitening),
+                    field.features,
+                    sizes.to(one.thing.coarse.device),
+                    _MOST_PROPOSED,
+                )
+                promising = score > _PROMISING * score[:3].mean()
+                promising[:_SURELY_PROPOSED] = True
+                found.append(box[promising])
+                scores.append(score[promising])
+            if found:
+                pooled, value = torch.cat(found), torch.cat(scores)
+                if len(found) > 1:
+                    pooled = pooled[nms(pooled, value, 0.6)][:_MOST_PROPOSED]
+                boxes.append(pooled)
+                fields.append(torch.full((len(pooled),), n, device=pooled.device))
+        return _Places(torch.cat(boxes), torch.cat(fields))
+
+    def _look(self, places: _Places) -> Thing:
+        """Read each box on its own field, in the order of the boxes."""
+        parts, order = [], []
+        for n, field in enumerate(self._fields):
+            mine = (places.fields == n).nonzero()[:, 0]
+            if len(mine):
+                parts.append(look(field.maps, places.boxes[mine]))
+                order.append(mine)
+        back = torch.cat(order).argsort()
+        return Thing(
+            torch.cat([part.coarse for part in parts])[back],
+            torch.cat([part.fine for part in parts])[back],
+        )
+
+    def _outward(self, places: _Places) -> Tensor:
+        boxes = torch.empty_like(places.boxes)
+        for n, field in enumerate(self._fields):
+            mine = places.fields == n
+            boxes[mine] = field.view.outward(places.boxes[mine])
+        return boxes
+
+    def _judge(self, shown: list[Shown], things: Thing) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of all examples together, the moves of the one that fits best, and its place.
+
+        The example that fits best speaks, and with it, as far as they resemble it, the others. So
+        several views of one thing steady the verdict, and different things do not spoil it.
+        """
+        judged = [self._comparator(one.prompt, things) for one in shown]
+        if len(judged) == 1:
+            return *judged[0], torch.zeros(len(judged[0][0]), dtype=torch.long, device=self._device)
+        logits = torch.stack([logit for logit, _ in judged])
+        deltas = torch.stack([delta for _, delta in judged])
+        best = logits.argmax(0)
+        rows = torch.arange(len(best), device=best.device)
+        votes = self._kinship(shown)[best]  # (N, k)
+        together = (votes * logits.T).sum(1) / votes.sum(1)
+        return together, deltas[best, rows], best
+
+    def _kinship(self, shown: list[Shown]) -> Tensor:
+        """How much each example is like each other one: (k, k), 1 on the diagonal."""
+        things = Thing(
+            torch.cat([one.thing.coarse for one in shown]),
+            torch.cat([one.thing.fine for one in shown]),
+        )
+        alike = torch.stack([self._comparator(one.prompt, things)[0].sigmoid() for one in shown])
+        return alike.fill_diagonal_(1.0)
+
+    def _expand(
+        self,
+        shown: list[Shown],
+        boxes: Tensor,
+        places: _Places,
+        things: Thing,
+        logits: Tensor,
+        best: Tensor,
+    ) -> Tensor:
+        known = [one.example.box for one in shown if one.example.image == MAIN_IMAGE]
+        prompted = torch.tensor(known, device=boxes.device).view(-1, 4)
+        fresh = logits > _SURE
+        if len(prompted):
+            fresh &= box_iou(boxes, prompted).amax(1) < 0.5
+        supports = fresh.nonzero()[:, 0]
+        supports = supports[nms(boxes[supports], logits[supports], 0.3)[:_SUPPORTS]]
+        if not len(supports):
+            return logits
+        hopeful = (logits > _HOPELESS).nonzero()[:, 0]
+        seen, votes = things[hopeful], []
+        for support in supports.tolist():
+            side = places.boxes[support, 2:] - places.boxes[support, :2]
+            prompt = head.Prompt.of(things[slice(support, support + 1)], float(side[0] / side[1]))
+            vote, _ = self._comparator(prompt, seen)
+            votes.append(torch.where(hopeful == support, logits[hopeful], vote))
+        # A support speaks as far as the examples that it and the candidate come from are alike.
+        kin = self._kinship(shown)[best[supports]][:, best[hopeful]]
+        together = (kin * torch.stack(votes)).sum(0) / kin.sum(0).clamp(min=1e-6)
+        expanded = logits.clone()
+        expanded[hopeful] += _TRUST * kin.amax(0) * (together - logits[hopeful])
+        surest = logits[fresh].topk(min(3, int(fresh.sum()))).values.mean()
+        return expanded + (_GENEROSITY * (_FAIR - surest)).clamp(0, _MOST_GENEROUS)
+
+
+def suggest(scores: Tensor) -> float | None:
+    """The score at the widest gap of (N,) finds' scores, between .2 and .85; None without finds."""
+    ordered = torch.cat([scores[(scores > 0.05) & (scores <= 1)], torch.tensor([0.05])])
+    if len(ordered) < 2:
+        return None
+    ordered = ordered.sort(descending=True).values
+    middle, gap = (ordered[:-1] + ordered[1:]) / 2, ordered[:-1] - ordered[1:]
+    gap = gap * (1 - (middle - 0.5).abs()) * ((middle >= 0.2) & (middle <= 0.85))
+    best = int(gap.argmax())
+    return round(middle[best].item(), 3) if gap[best] > 0 else None
+
+
+def _tensor(pixels: Pixels) -> Tensor:
+    """(3, H, W) of (H, W, 3), copied if the decoder's memory is not ours to write."""
+    return torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)
 
 
 def _with_given(raw: Candidates, item: Item) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates cut at the image's edges, after the prompted boxes on the image itself."""
-    size = (item.height, item.width)
-    given: dict[Box, int] = {}  # of labels that claim the same box, the first has it
-    for example in item.examples:
-        prompt = example.prompt
-        if prompt.image == MAIN_IMAGE and not prompt.negative:
-            given.setdefault(clip(prompt.box, size), item.labels.index(prompt.label))
-    edge = torch.tensor([item.width, item.height] * 2, dtype=torch.float32)
+    """Boxes cut at the image's edges, scores and labels; the prompted boxes first, above 1."""
+    width, height = item.size
+    edge = torch.tensor([width, height] * 2, dtype=torch.float32)
     boxes = torch.minimum(raw.boxes.clamp(min=0), edge)
-    real = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1) & raw.scores.isfinite()
+    real = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1) & raw.logits.isfinite()
+    scores = (raw.logits[real] - _CUT[item.request.match]).sigmoid()
     return (
-        torch.cat([torch.tensor(list(given), dtype=torch.float32).view(-1, 4), boxes[real]]),
-        torch.cat([torch.full((len(given),), _GIVEN), raw.scores[real]]),
-        torch.cat([torch.tensor(list(given.values()), dtype=torch.int64), raw.labels[real]]),
+        torch.cat([torch.tensor(list(raw.given), dtype=torch.float32).view(-1, 4), boxes[real]]),
+        torch.cat([torch.full((len(raw.given),), 2.0), scores]),
+        torch.cat([torch.tensor(list(raw.given.values()), dtype=torch.int64), raw.labels[real]]),
     )
 
 

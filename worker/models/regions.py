@@ -1,6 +1,5 @@
-"""Whitened feature maps, and where the cells of a box lie on them.
+"""Whitened coarse maps, and where the cells of a box lie on them.
 
-All stages are brought to the cells of stage 2, ``STRIDE`` pixels apart.
 Boxes are (N, 4) float tensors ``x0, y0, x1, y1`` in pixels of the view the map was made from.
 """
 
@@ -16,51 +15,43 @@ STRIDE = 8
 GRID = 7  # cells a box is cut into, along each side
 # SAME padding at stride 2 puts the centres of stage 2's cells 3.5 px right of and below i*8 + 4.
 _CENTRE = 4 + 3.5
-_WEIGHTS = (0.5, 1.0, 1.0)  # of stages 1, 2 and 4
 _SHRINKAGE = 0.5
 _CONTAINED = 0.75
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """Mean and inverse square root of the covariance of each stage's channels."""
+    """Mean and inverse square root of the covariance of a picture's features."""
 
-    means: list[Tensor]
-    roots: list[Tensor]
+    mean: Tensor
+    root: Tensor
 
     @classmethod
-    def fit(cls, views: Sequence[Sequence[Tensor]]) -> "Whitening":
-        """Statistics over `views`, which count the same whatever their sizes.
+    def fit(cls, maps: Sequence[Tensor]) -> "Whitening":
+        """Statistics over views, which count the same whatever their sizes.
 
         What is frequent in a picture, its background, ends up near zero and so weighs little in a
         cosine. The covariance is shrunk towards a multiple of the identity (Ledoit and Wolf, 2004,
         with a fixed share).
 
         Args:
-            views: of each view, one (1, C, H, W) map per stage.
+            maps: (1, C, H, W) of each view.
         """
-        means, roots = [], []
-        for maps in zip(*views, strict=True):
-            cells = [one.flatten(2)[0].T for one in maps]
-            mean = torch.stack([x.mean(0) for x in cells]).mean(0)
-            cov = torch.stack([(x - mean).T @ (x - mean) / len(x) for x in cells]).mean(0)
-            ridge = _SHRINKAGE * cov.diagonal().mean() + 1e-6
-            cov = cov + ridge * torch.eye(len(cov), device=cov.device)
-            # Any square root gives the same scalar products. Small, and not on every device: CPU.
-            lower = torch.linalg.cholesky(cov.cpu().double())
-            root = torch.linalg.solve_triangular(
-                lower, torch.eye(len(cov), dtype=lower.dtype), upper=False
-            )
-            means.append(mean)
-            roots.append(root.float().to(cov.device))
-        return cls(means, roots)
+        cells = [one.flatten(2)[0].T for one in maps]
+        mean = torch.stack([x.mean(0) for x in cells]).mean(0)
+        cov = torch.stack([(x - mean).T @ (x - mean) / len(x) for x in cells]).mean(0)
+        ridge = _SHRINKAGE * cov.diagonal().mean() + 1e-6
+        cov = cov + ridge * torch.eye(len(cov), device=cov.device)
+        # Any square root gives the same scalar products. Small, and not on every device: CPU.
+        lower = torch.linalg.cholesky(cov.cpu().double())
+        root = torch.linalg.solve_triangular(
+            lower, torch.eye(len(cov), dtype=lower.dtype), upper=False
+        )
+        return cls(mean, root.float().to(cov.device))
 
-    def apply(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Whiten each stage's (1, C, H, W) map; shapes stay."""
-        return [
-            F.conv2d(x - mean[:, None, None], root[:, :, None, None])
-            for x, mean, root in zip(maps, self.means, self.roots, strict=True)
-        ]
+    def apply(self, x: Tensor) -> Tensor:
+        """Whiten (..., C) features."""
+        return F.normalize((x - self.mean) @ self.root.T, dim=-1)
 
 
 class FeatureMap:
@@ -71,19 +62,14 @@ class FeatureMap:
         height, width: in cells.
     """
 
-    def __init__(self, white: Sequence[Tensor]) -> None:
-        """Join the whitened (1, C, H, W) maps of stages 1, 2 and 4 on the cells of stage 2."""
-        one, two, four = white
-        self.height, self.width = two.shape[2:]
-        stages = (_halve(one), two, _double(four))
-        joint = torch.cat(
-            [w * F.normalize(x, dim=1) for w, x in zip(_WEIGHTS, stages, strict=True)], dim=1
-        )
-        unit = F.normalize(joint, dim=1)[0]
-        self.cells = unit.flatten(1).T.contiguous()
+    def __init__(self, coarse: Tensor, whitening: Whitening) -> None:
+        """Whiten a (1, C, H, W) map."""
+        self.height, self.width = coarse.shape[2:]
+        self.cells = whitening.apply(coarse[0].flatten(1).T)
+        unit = self.cells.T.reshape(-1, self.height, self.width)
         # Scalar products with the neighbours right, below and diagonal (both ways): the norm of an
         # interpolated feature follows from them, without interpolating features.
-        padded = F.pad(unit, (0, 1, 0, 1), mode="replicate")
+        padded = F.pad(unit[None], (0, 1, 0, 1), mode="replicate")[0]
         here, right = padded[:, :-1, :-1], padded[:, :-1, 1:]
         below, across = padded[:, 1:, :-1], padded[:, 1:, 1:]
         pairs = ((here, here), (here, right), (here, below), (here, across), (right, below))
@@ -95,34 +81,6 @@ class FeatureMap:
         x = torch.arange(self.width, device=self.cells.device)
         at = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
         return at * STRIDE + _CENTRE
-
-    def taps(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Bilinear interpolation: which cells, and how much of each.
-
-        Args:
-            points: (..., 2) x, y in pixels of the view; outside, the nearest cell counts.
-
-        Returns:
-            (..., 4) cell numbers, upper left, upper right, lower left, lower right, and weights.
-        """
-        spot = (points - _CENTRE) / STRIDE
-        x = spot[..., 0].clamp(0, self.width - 1)
-        y = spot[..., 1].clamp(0, self.height - 1)
-        left, top = x.floor(), y.floor()
-        right, below = (left + 1).clamp(max=self.width - 1), (top + 1).clamp(max=self.height - 1)
-        rows = torch.stack([top, top, below, below], -1)
-        columns = torch.stack([left, right, left, right], -1)
-        weights = _shares(torch.stack([x - left, y - top], -1))
-        return (rows * self.width + columns).long(), weights
-
-    def features(self, points: Tensor) -> Tensor:
-        """Interpolated (..., C) features at (..., 2) `points`, of norm 1."""
-        cells, weights = self.taps(points)
-        return F.normalize((self.cells[cells] * weights[..., None]).sum(-2), dim=-1)
-
-    def norms(self, cells: Tensor, weights: Tensor) -> Tensor:
-        """Norms of the interpolated features at `taps`."""
-        return _norm([products[cells[..., 0]] for products in self.products], weights)
 
     def correlate(self, maps: Tensor, channels: Tensor, points: Tensor, weights: Tensor) -> Tensor:
         """Weighted sums over points that move along with every cell.
@@ -173,18 +131,6 @@ def _norm(products: Sequence[Tensor], weights: Tensor) -> Tensor:
     )
     norm: Tensor = square.clamp(min=1e-6).sqrt()
     return norm
-
-
-def _halve(x: Tensor) -> Tensor:
-    """Stage 1 on stage 2's cells: 3x3 means, because those share their centres."""
-    return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 3, 2)
-
-
-def _double(x: Tensor) -> Tensor:
-    """Stage 4 on stage 2's cells: odd ones share its centres, even ones lie between two."""
-    size = (2 * x.shape[2] + 1, 2 * x.shape[3] + 1)
-    x = F.pad(x, (1, 0, 1, 0), mode="replicate")
-    return F.interpolate(x, size, mode="bilinear", align_corners=True)[:, :, 1:, 1:]
 
 
 def grid(boxes: Tensor, cells: int = GRID, grow: float = 1.0) -> Tensor:

@@ -1,26 +1,28 @@
 """Which views of the images a search by example needs, at which scales."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from jobs.contract import MAIN_IMAGE, Box, BoxPrompt
-from jobs.problems import unprocessable
-from worker.models.base import Pixels
+from jobs.contract import Box
 from worker.models.efficientnet_lite import STRIDE
 
-_EXAMPLE = 64.0  # square root of an example's area at its working scale, in pixels
-_RATIO = 1.6  # of the scales of neighbouring levels
-_NEAR = (-1, 0, 1)  # levels searched round the example's own
-_FAR = (-2, -1, 0, 1)  # the same for an example on another image, where sizes may differ more
+EXAMPLE = 64.0  # square root of an example's area at its working scale, in pixels
+RATIO = 1.6  # of the scales of neighbouring levels
 _MAX_ZOOM = 3.0
-_MAX_AREA = 1.3e6  # pixels of an example's own level
+_MAX_AREA = 8e6  # pixels of the largest level
+_MAX_TILE = 1.5e6  # pixels of one view
+_OVERLAP = 192  # pixels of neighbouring tiles, so that each object lies whole on one of them
 _MIN_SIDE = 32  # pixels of a view
+
+# Sizes to look for on each level, in shares of the example's: on its own one what is as large and
+# smaller, on the next coarser one what is larger.
+OWN = (0.65, 0.8, 1.0, 1.25)
+COARSER = (1.28, 1.6)
 
 
 @dataclass(frozen=True)
@@ -42,95 +44,114 @@ class View:
         return (boxes - self.origin) * self.scale
 
     def outward(self, boxes: Tensor) -> Tensor:
-        """(N, 4) boxes from view to image pixels, on the device of `boxes`."""
-        return boxes / self.scale.to(boxes.device) + self.origin.to(boxes.device)
+        """(N, 4) boxes from view to image pixels."""
+        return boxes / self.scale + self.origin
+
+    def holds(self, box: Tensor) -> float:
+        """How far a (4,) box of image pixels lies within the view, in view pixels; < 0 outside."""
+        inner = self.inward(box)
+        height, width = self.pixels.shape[2:]
+        x0, y0, x1, y1 = (float(side) for side in inner)
+        return min(x0, y0, width - x1, height - y1)
 
 
 @dataclass(frozen=True)
-class Example:
-    """A prompt, cut out of its image with some surroundings.
+class Wanted:
+    """An example as the plan sees it.
 
     Attributes:
-        view: the cut-out, at the scale of the level it was drawn on.
-        box: (4,) in pixels of `view`.
-        bounds: (4,) the whole image in pixels of `view`.
-        levels: of the pyramid, on which its like is to be searched.
+        sizes: roots of the area, in pixels of the main image, that its like may have.
+        here: it lies on the main image itself.
+        negative: it shows what is not meant.
     """
 
-    prompt: BoxPrompt
-    view: View
-    box: Tensor
-    bounds: Tensor
-    levels: tuple[int, ...]
+    sizes: tuple[float, ...]
+    here: bool
+    negative: bool
 
 
-def plan(
-    images: Mapping[str, Pixels], prompts: Sequence[BoxPrompt]
-) -> tuple[dict[int, View], list[Example]]:
-    """Lay out the pyramid of the main image, and cut the examples.
+@dataclass(frozen=True)
+class Plan:
+    """Levels of the pyramid, and where to look for what.
+
+    Attributes:
+        scales: view pixels per pixel of the main image, by level.
+        searched: for each example, by level, the sizes to look for: roots of the area in pixels of
+            the level. Empty for negative ones.
+        own: for each example, the level that shows it, or its like, at its working scale.
+    """
+
+    scales: dict[int, float]
+    searched: list[dict[int, tuple[float, ...]]]
+    own: list[int]
+
+
+def plan(width: int, height: int, wanted: Sequence[Wanted]) -> Plan:
+    """Lay out the pyramid of a main image of `width` x `height` pixels.
 
     Each example wants to be searched at the scale that makes it 64 pixels wide, so that the
     backbone always sees objects of one size. All scales lie on one geometric grid, so that
     examples of different sizes share levels, and the work has a bound however many they are.
-
-    Args:
-        images: (H, W, 3) uint8 by part name.
-        prompts: at least one that is not negative; boxes may reach outside a little.
-
-    Returns:
-        Views of the main image by level, and the examples in the order of `prompts`.
-
-    Raises:
-        Problem: 422, if a prompt lies on an image that was not sent or none is positive.
     """
-    for prompt in prompts:
-        if prompt.image not in images:
-            raise unprocessable("image_missing", "A prompt names an image that was not sent.")
-    main = images[MAIN_IMAGE]
-    area = main.shape[0] * main.shape[1]
-    limit = min(_MAX_ZOOM, math.sqrt(_MAX_AREA / area))
-    boxes = [clip(prompt.box, images[prompt.image].shape) for prompt in prompts]
-    own = [min(_MAX_ZOOM, _EXAMPLE / math.sqrt((x1 - x0) * (y1 - y0))) for x0, y0, x1, y1 in boxes]
-    shown = sorted(
-        min(limit, scale) for scale, prompt in zip(own, prompts, strict=True) if not prompt.negative
-    )
-    if not shown:
-        raise unprocessable("prompt_missing", "At least one prompt must not be negative.")
+    limit = min(_MAX_ZOOM, math.sqrt(_MAX_AREA / (width * height)))
+    shown = sorted(min(limit, EXAMPLE / one.sizes[0]) for one in wanted if not one.negative)
     base = shown[len(shown) // 2]
+    highest = math.floor(math.log(limit / base, RATIO) + 1e-6)
 
-    def level(scale: float) -> int:
-        highest = math.floor(math.log(limit / base, _RATIO) + 1e-6)
-        return min(highest, round(math.log(scale / base, _RATIO)))
+    def level(size: float) -> int:
+        return min(highest, round(math.log(EXAMPLE / size / base, RATIO)))
 
-    examples, used = [], set()
-    for prompt, box, scale in zip(prompts, boxes, own, strict=True):
-        levels: set[int] = set()
-        if prompt.image == MAIN_IMAGE:
-            centre = level(scale)
-            scale = base * _RATIO**centre
-            levels.update(centre + step for step in _NEAR)
-        else:  # objects may have the same size in pixels, or the same share of the image
-            pixels = images[prompt.image]
-            share = scale * math.sqrt(pixels.shape[0] * pixels.shape[1] / area)
-            levels.update(level(guess) + step for guess in (scale, share) for step in _FAR)
-        if not prompt.negative:
-            used |= levels
-        examples.append(_cut(prompt, images[prompt.image], box, scale, tuple(sorted(levels))))
-    whole = (0, 0, main.shape[1], main.shape[0])
-    return {n: render(main, whole, base * _RATIO**n) for n in sorted(used)}, examples
-
-
-def clip(box: Box, shape: tuple[int, ...]) -> Box:
-    """The part of `box` within an image of that height and width, at least a pixel each way."""
-    height, width = shape[:2]
-    x0, y0 = min(max(box[0], 0.0), width - 1.0), min(max(box[1], 0.0), height - 1.0)
-    return x0, y0, max(min(box[2], float(width)), x0 + 1), max(min(box[3], float(height)), y0 + 1)
+    searched: list[dict[int, tuple[float, ...]]] = []
+    own = [level(one.sizes[0]) for one in wanted]
+    for one in wanted:
+        levels: dict[int, tuple[float, ...]] = {}
+        for size in () if one.negative else one.sizes:
+            at = level(size)
+            tried = [(at - 1, COARSER), (at, OWN)]
+            if not one.here and at < highest:  # sizes may differ more between images
+                tried.append((at + 1, tuple(share / RATIO for share in OWN)))
+            for n, shares in tried:
+                fresh = [share * size * base * RATIO**n for share in shares]
+                levels[n] = levels.get(n, ()) + tuple(
+                    root
+                    for root in fresh
+                    if all(abs(root / r - 1) > 0.1 for r in levels.get(n, ()))
+                )
+        searched.append(levels)
+    used = {at for levels in searched for at in levels}
+    used |= {at for at, one in zip(own, wanted, strict=True) if one.here}
+    return Plan({at: base * RATIO**at for at in sorted(used)}, searched, own)
 
 
-def _cut(
-    prompt: BoxPrompt, image: Pixels, box: Box, scale: float, levels: tuple[int, ...]
-) -> Example:
-    height, width = image.shape[:2]
+def tiles(image: Tensor, scale: float) -> list[View]:
+    """Views that cover a (3, H, W) image at some scale: one, or overlapping ones if it is large."""
+    height, width = image.shape[1:]
+    columns, rows = 1, 1
+    while (width * scale / columns + _OVERLAP * (columns > 1)) * (
+        height * scale / rows + _OVERLAP * (rows > 1)
+    ) > _MAX_TILE:
+        if width / columns >= height / rows:
+            columns += 1
+        else:
+            rows += 1
+    views = []
+    for y0, y1 in _spans(height, rows, _OVERLAP / scale):
+        for x0, x1 in _spans(width, columns, _OVERLAP / scale):
+            views.append(render(image, (x0, y0, x1, y1), scale))
+    return views
+
+
+def _spans(length: int, count: int, overlap: float) -> list[tuple[int, int]]:
+    step, half = length / count, overlap / 2
+    return [
+        (max(0, math.floor(n * step - half)), min(length, math.ceil((n + 1) * step + half)))
+        for n in range(count)
+    ]
+
+
+def cut(image: Tensor, box: Box, scale: float) -> tuple[View, Tensor]:
+    """A box with surroundings as large as itself: the view, and the (1, 4) box in its pixels."""
+    height, width = image.shape[1:]
     x0, y0, x1, y1 = box
     margin = math.sqrt((x1 - x0) * (y1 - y0))
     across, down = max(margin, (x1 - x0) / 4), max(margin, (y1 - y0) / 4)
@@ -141,27 +162,32 @@ def _cut(
         min(height, math.ceil(y1 + down)),
     )
     view = render(image, window, scale)
-    inward = view.inward(torch.tensor([box, (0.0, 0.0, width, height)]))
-    return Example(prompt, view, inward[0], inward[1], levels)
+    return view, view.inward(torch.tensor([box], dtype=torch.float32, device=image.device))
 
 
-def render(image: Pixels, window: tuple[int, int, int, int], scale: float) -> View:
-    """Resize the window `x0, y0, x1, y1` of an image, with anti-aliasing.
+def render(image: Tensor, window: tuple[int, int, int, int], scale: float) -> View:
+    """Resize the window `x0, y0, x1, y1` of a (3, H, W) uint8 image, with anti-aliasing.
 
     The sides are rounded to what the backbone takes, so the scale of the two axes may differ.
     """
     x0, y0, x1, y1 = window
-    # A copy where the decoder's memory is not ours to write, because torch would warn of it.
-    part = torch.from_numpy(np.require(image[y0:y1, x0:x1], requirements="W"))
     height, width = (
         max(_MIN_SIDE, round(side * scale / STRIDE) * STRIDE) for side in (y1 - y0, x1 - x0)
     )
-    pixels = F.interpolate(
-        part.permute(2, 0, 1)[None], (height, width), mode="bilinear", antialias=True
-    )
+    part = image[None, :, y0:y1, x0:x1]
+    if part.device.type != "cpu":  # only the CPU resizes bytes
+        part = part.float()
+    pixels = F.interpolate(part, (height, width), mode="bilinear", antialias=True)
     sx, sy = width / (x1 - x0), height / (y1 - y0)
     return View(
-        pixels,
-        torch.tensor([x0, y0, x0, y0], dtype=torch.float32),
-        torch.tensor([sx, sy, sx, sy], dtype=torch.float32),
+        pixels.round().to(torch.uint8),
+        torch.tensor([x0, y0, x0, y0], dtype=torch.float32, device=image.device),
+        torch.tensor([sx, sy, sx, sy], dtype=torch.float32, device=image.device),
     )
+
+
+def clip(box: Box, width: int, height: int) -> Box:
+    """The part of `box` within an image of that size, at least a pixel each way."""
+    left, top, right, bottom = map(float, box)
+    x0, y0 = min(max(left, 0.0), width - 1.0), min(max(top, 0.0), height - 1.0)
+    return x0, y0, max(min(right, float(width)), x0 + 1), max(min(bottom, float(height)), y0 + 1)

@@ -1,0 +1,285 @@
+"""`mayfly bench-quality`: how well `exemplar` finds, on pictures with known truth.
+
+One threshold for all rows. Beside it, on the same queries, matching of pixels: normalised
+cross-correlation at five scales.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from jobs.contract import Box, BoxPrompt, Match, Request
+from scripts.exemplar.pictures import Gallery, Query
+from scripts.exemplar.sources import Bank
+from worker.models.base import Finds
+from worker.models.exemplar import Exemplar
+
+IOUS = np.arange(0.5, 0.96, 0.05)
+Found = list[tuple[float, Box]]  # score and box
+Finder = Callable[[Query, list[Box], list[Box]], Found]  # of positive and negative prompts
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One query's outcome. The prompted objects count neither way."""
+
+    query: Query
+    right: int
+    false: int
+    missed: int
+    average_precision: float  # at IoU .5
+    mean_precision: float  # over IoU .5 to .95
+    pairs: list[tuple[float, bool]]  # score and truth of each find, for the calibration
+    found: Found
+
+
+class Learned:
+    """`exemplar` as the service runs it, called in this process."""
+
+    def __init__(self, device: str = "cpu", match: Match = "normal") -> None:
+        self.model = Exemplar(torch.device(device))
+        self.match = match
+        self.seconds: list[float] = []
+
+    def __call__(self, query: Query, shown: list[Box], against: list[Box]) -> Found:
+        prompts = [BoxPrompt(box=box) for box in shown]
+        prompts += [BoxPrompt(box=box, negative=True) for box in against]
+        request = Request(prompts=tuple(prompts), min_score=0.05, match=self.match)
+        begin = time.perf_counter()
+        item = self.model.prepare({"image": query.pixels}, request)
+        (raw,) = self.model.forward([item])
+        finds = self.model.finish(raw, item)
+        self.seconds.append(time.perf_counter() - begin)
+        assert isinstance(finds, Finds)  # noqa: S101 - it was not asked to embed
+        return [(a.score, a.box) for a in finds.annotations]
+
+
+def pixel_matching(query: Query, shown: list[Box], _: list[Box]) -> Found:
+    """Normalised cross-correlation (Lewis, 1995) of grey values, .5 at a correlation of .6."""
+    from skimage.feature import match_template, peak_local_max
+
+    grey = np.asarray(Image.fromarray(query.pixels).convert("L")).astype(np.float32)
+    x0, y0, x1, y1 = (round(side) for side in shown[0])
+    found: Found = []
+    for scale in (0.7, 0.84, 1.0, 1.19, 1.4):
+        size = (max(4, round((x1 - x0) * scale)), max(4, round((y1 - y0) * scale)))
+        piece = np.asarray(Image.fromarray(grey[y0:y1, x0:x1]).resize(size))
+        like = match_template(grey, piece)  # type: ignore[no-untyped-call]
+        for y, x in peak_local_max(like, min_distance=5, threshold_abs=0.3):  # type: ignore[no-untyped-call]
+            score = float(like[y, x])
+            found.append((score / 1.2, (x, y, x + size[0], y + size[1])))
+    return _suppress(found)
+
+
+def measure(
+    finder: Finder,
+    queries: Iterable[Query],
+    *,
+    shown: int = 1,
+    negative: bool = False,
+    sloppy: float = 0.0,
+    threshold: float = 0.5,
+) -> list[Scored]:
+    """Ask each query with its first `shown` prompts, moved by `sloppy` of their sides."""
+    scored = []
+    for number, query in enumerate(queries):
+        rng = np.random.default_rng(number)
+        prompted = [query.truth[n] for n in query.prompts[:shown]]
+        given = [_moved(box, sloppy, rng, query.pixels.shape) for box in prompted]
+        against = [query.look_alike] if negative and query.look_alike else []
+        found = [
+            (score, box)
+            for score, box in finder(query, given, against)
+            if not any(iou(box, other) > 0.5 for other in [*prompted, *given])
+        ]
+        truth = [box for box in query.truth if box not in prompted]
+        scored.append(score_query(query, found, truth, threshold))
+    return scored
+
+
+def score_query(query: Query, found: Found, truth: list[Box], threshold: float) -> Scored:
+    """Match finds with truth, best score first, each box once."""
+    found = sorted(found, reverse=True)
+    precisions = [_average_precision(found, truth, at) for at in IOUS]
+    open_, pairs, right, false = list(truth), [], 0, 0
+    for score, box in found:
+        best = max(open_, key=lambda other: iou(box, other), default=None)
+        hit = best is not None and iou(box, best) >= 0.5
+        if hit and best is not None:
+            open_.remove(best)
+        pairs.append((score, hit))
+        if score >= threshold:
+            right, false = right + hit, false + (not hit)
+    missed = len(truth) - right
+    return Scored(
+        query, right, false, missed, precisions[0], float(np.mean(precisions)), pairs, found
+    )
+
+
+def _average_precision(found: Found, truth: list[Box], at: float) -> float:
+    """Area under the precision-recall curve, precision made monotone (as COCO does)."""
+    if not truth:
+        return 1.0
+    open_, hits = list(truth), []
+    for _, box in found:
+        best = max(open_, key=lambda other: iou(box, other), default=None)
+        hit = best is not None and iou(box, best) >= at
+        if hit and best is not None:
+            open_.remove(best)
+        hits.append(hit)
+    if not hits:
+        return 0.0
+    right = np.cumsum(hits)
+    precision = right / np.arange(1, len(hits) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((precision * hits).sum() / len(truth))
+
+
+def f1(scored: Sequence[Scored]) -> float:
+    """2 right / (2 right + false + missed), over all finds of all queries."""
+    right = sum(s.right for s in scored)
+    wrong = sum(s.false + s.missed for s in scored)
+    return 2 * right / max(1, 2 * right + wrong)
+
+
+def count_error(scored: Sequence[Scored]) -> float:
+    """Mean of |number found - number there|."""
+    return mean(abs(s.false - s.missed) for s in scored)
+
+
+def calibration_error(scored: Sequence[Scored]) -> float:
+    """Expected calibration error in ten bins of the score (Naeini et al., 2015)."""
+    pairs = np.array([pair for s in scored for pair in s.pairs], float).reshape(-1, 2)
+    if not len(pairs):
+        return 0.0
+    bins = np.minimum(9, (pairs[:, 0] * 10).astype(int))
+    error = 0.0
+    for n in range(10):
+        mine: NDArray[np.float64] = pairs[bins == n]
+        if len(mine):
+            error += len(mine) * abs(mine[:, 0].mean() - mine[:, 1].mean())
+    return error / len(pairs)
+
+
+def by_row(scored: Iterable[Scored]) -> dict[str, list[Scored]]:
+    rows: dict[str, list[Scored]] = {}
+    for one in scored:
+        rows.setdefault(one.query.row, []).append(one)
+    return rows
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return width * height / (both - width * height)
+
+
+def _suppress(found: Found, at: float = 0.4) -> Found:
+    kept: Found = []
+    for score, box in sorted(found, reverse=True):
+        if not any(iou(box, other) > at for _, other in kept):
+            kept.append((score, box))
+    return kept
+
+
+def _moved(box: Box, sloppy: float, rng: np.random.Generator, shape: tuple[int, ...]) -> Box:
+    w, h = box[2] - box[0], box[3] - box[1]
+    x0, y0, x1, y1 = np.array(box) + rng.uniform(-sloppy, sloppy, 4) * (w, h, w, h)
+    return max(0.0, x0), max(0.0, y0), min(float(shape[1]), x1), min(float(shape[0]), y1)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print the table, and write ``quality.json`` and ``quality.png`` if asked to."""
+    gallery = Gallery(Bank(options.data), options.split)
+    learned = Learned(options.device)
+    queries = list(gallery.rows(options.pictures))
+    _say(f"{len(queries)} queries to {learned.model.info.name} {learned.model.info.version} …")
+    ours = by_row(measure(learned, queries))
+    seconds = sorted(learned.seconds)
+    _say("the same by pixels …")
+    pixels = by_row(measure(pixel_matching, queries))
+    report: dict[str, Any] = {"split": options.split, "threshold": 0.5, "rows": {}}
+    print(f"{'':24}mAP50 50-95  F1    count  pixels' F1")
+    for row, scored in ours.items():
+        figures = {
+            "queries": len(scored),
+            "map50": mean(s.average_precision for s in scored),
+            "map50_95": mean(s.mean_precision for s in scored),
+            "f1": f1(scored),
+            "count_error": count_error(scored),
+            "pixels_f1": f1(pixels[row]),
+        }
+        report["rows"][row] = figures
+        print(
+            f"{row:24}{figures['map50']:.3f} {figures['map50_95']:.3f}  {figures['f1']:.3f} "
+            f"{figures['count_error']:5.2f}  {figures['pixels_f1']:.3f}"
+        )
+    everything = [s for scored in ours.values() for s in scored]
+    _say("lone objects, sloppy boxes, more examples, look-alikes, strict and kind …")
+    drawn = [query for query in queries if query.row != "coins"]
+    alike = [query for query in drawn if query.look_alike]
+    lone = measure(learned, gallery.lone(options.pictures))
+    more = {
+        "count error, all rows": mean(count_error(scored) for scored in ours.values()),
+        "calibration error": calibration_error(everything),
+        "false finds, lone object": mean(s.false for s in lone),
+        "F1, one example": f1([s for s in everything if s.query.row != "coins"]),
+        "F1, boxes off by 10 %": f1(measure(learned, drawn, sloppy=0.1)),
+        "F1, three examples": f1(measure(learned, drawn, shown=3)),
+        "F1, with a look-alike there": f1([s for s in everything if s.query.look_alike]),
+        "F1, the look-alike marked": f1(measure(learned, alike, negative=True)),
+        "seconds a query, median": seconds[len(seconds) // 2],
+    }
+    matches: tuple[Match, ...] = ("strict", "kind")
+    for match in matches:
+        rows = by_row(measure(Learned(options.device, match), drawn))
+        more |= {f"F1, {match}: {row}": f1(of_row) for row, of_row in rows.items()}
+    report["more"] = more
+    for name, value in more.items():
+        print(f"{name:44}{value:.3f}")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "quality.json").write_text(json.dumps(report, indent=1))
+        _sheet(everything, options.out / "quality.png")
+    return 0
+
+
+def _sheet(scored: list[Scored], path: Path) -> None:
+    """The six best and the eighteen worst pictures: prompt red, finds green, false orange, missed
+    blue."""
+    by_f1 = sorted(scored, key=lambda s: f1([s]))
+    chosen = [*by_f1[-6:], *by_f1[:18]]
+    sheet = Image.new("RGB", (6 * 390, 4 * 300), "white")
+    for n, one in enumerate(chosen):
+        picture = Image.fromarray(one.query.pixels)
+        pen = ImageDraw.Draw(picture)
+        shown = one.query.truth[one.query.prompts[0]]
+        finds = [box for score, box in one.found if score >= 0.5]
+        for box in one.query.truth:
+            if not any(iou(box, other) >= 0.5 for other in [shown, *finds]):
+                pen.rectangle(box, outline="#1668b5", width=4)
+        for box in finds:
+            right = any(iou(box, other) >= 0.5 for other in one.query.truth)
+            pen.rectangle(box, outline="#2a9d3a" if right else "#e08a00", width=4)
+        pen.rectangle(shown, outline="#d02020", width=4)
+        picture.thumbnail((380, 290))
+        sheet.paste(picture, (5 + n % 6 * 390, 5 + n // 6 * 300))
+    sheet.save(path, optimize=True)
+
+
+def _say(text: str) -> None:
+    print(f"bench-quality: {text}", file=sys.stderr, flush=True)

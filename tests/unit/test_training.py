@@ -1,0 +1,106 @@
+"""How the head is trained and judged: scenes by seed, losses that train, figures that are right."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.contract import Box
+from scripts.exemplar.pictures import Query
+from scripts.exemplar.quality import calibration_error, count_error, f1, score_query
+from scripts.exemplar.scenes import HEIGHT, WIDTH, Painter
+from scripts.exemplar.sources import Bank, is_held_out, photographs
+from worker.models import head
+
+GROUPS = (
+    "fluent-3d",
+    "fluent-flat",
+    "clip-art",
+    "lucide",
+    "font-awesome",
+    "dejavu/DejaVuSans-Bold",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank of random drawings in place of the fetched sources."""
+    folder: Path = tmp_path_factory.mktemp("sources")
+    rng = np.random.default_rng(0)
+    places: list[tuple[int, int, int]] = []
+    groups: dict[str, list[int]] = {}
+    concepts: list[str] = []
+    content = b""
+    for group in GROUPS:
+        groups[group] = list(range(len(places), len(places) + 12))
+        for n in range(12):
+            cut = rng.integers(0, 256, (60, 50, 4), np.uint8)
+            cut[..., 3] = 255
+            places.append((len(content), 60, 50))
+            concepts.append(f"{group} {n}")
+            content += cut.tobytes()
+    (folder / "bank.bin").write_bytes(content)
+    index = {"places": places, "groups": groups, "concepts": concepts}
+    (folder / "bank.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_a_scene_is_drawn_from_its_seed_alone(data: Path) -> None:
+    painters = [Painter(Bank(data), photographs(data, held_out=False)) for _ in range(2)]
+    for seed in range(8):
+        one, two = (painter.scene(seed) for painter in painters)
+        assert one.pixels.shape == (HEIGHT, WIDTH, 3)
+        assert (one.pixels == two.pixels).all()
+        assert (one.boxes == two.boxes).all()
+        assert len(one.boxes) == len(one.classes) > 0
+        assert (one.boxes[:, 2:] > one.boxes[:, :2]).all()
+        assert (one.boxes >= 0).all()
+        assert (one.boxes <= (WIDTH, HEIGHT, WIDTH, HEIGHT)).all()
+    assert (painters[0].scene(1).pixels != painters[0].scene(2).pixels).any()
+
+
+def test_a_tenth_of_the_concepts_is_held_out() -> None:
+    out = sum(is_held_out(f"concept {n}") for n in range(5000))
+    assert 400 < out < 600
+
+
+def test_training_runs_and_goes_on_where_it_stopped(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.train_exemplar", "train"]
+    command += ["--data", str(data), "--out", str(tmp_path), "--processes", "1", "--minutes"]
+    subprocess.run([*command, "0.02"], check=True)
+    first = torch.load(tmp_path / "state.pt", weights_only=True)
+    subprocess.run([*command, "0.1"], check=True)
+    second = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert 0 < first["step"] < second["step"]
+    assert len(second["history"]) > len(first["history"]) > 0
+    assert np.isfinite(second["history"]).all()
+    assert (tmp_path / "losses.png").is_file()
+    trained, identity = head.load(tmp_path / "head.pt")
+    assert len(identity) == 8
+    changed = (
+        first["head"]["comparator.decide.2.weight"] != second["head"]["comparator.decide.2.weight"]
+    )
+    assert changed.any()
+    assert sum(p.numel() for p in trained.parameters()) < 500_000
+
+
+def test_the_benchmark_counts_as_coco_does() -> None:
+    truth: list[Box] = [(0, 0, 10, 10), (20, 0, 30, 10), (40, 0, 50, 10)]
+    query = Query("row", np.zeros((60, 60, 3), np.uint8), truth, [0])
+    found: list[tuple[float, Box]] = [
+        (0.9, (0, 0, 10, 10)),  # right
+        (0.8, (0, 1, 10, 11)),  # the same once more: false
+        (0.7, (20, 0, 30, 8)),  # right at IoU .5, not above .8
+        (0.2, (40, 0, 50, 10)),  # right, below the threshold
+    ]
+    scored = score_query(query, found, truth, 0.5)
+    assert (scored.right, scored.false, scored.missed) == (2, 1, 1)
+    assert f1([scored]) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert count_error([scored]) == 0
+    assert scored.average_precision == pytest.approx((1 + 3 / 4 + 3 / 4) / 3)
+    assert scored.mean_precision < scored.average_precision
+    assert calibration_error([scored]) == pytest.approx((0.1 + 0.8 + 0.3 + 0.8) / 4)
