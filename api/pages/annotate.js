@@ -366,7 +366,7 @@ const floor = (one) => Math.round(one.min_score * 50) / 100;
 
 function submission() {
   const form = new FormData(), request = { model: model().name, outputs: wanted(), min_score: floor(model()) };
-  if (model().prompts.length) request.prompts = [...view.prompts];
+  if (model().prompts.length) Object.assign(request, { prompts: [...view.prompts], match: $("match").value });
   view.references.forEach(({ file, prompts }, number) => {
     const image = `example${number}`;
     request.prompts?.push(...prompts.map((prompt) => ({ ...prompt, image })));
@@ -394,6 +394,8 @@ async function find() {
   const lowest = Math.min(floor(model()), ...result.annotations.map(({ score }) => score));
   $("threshold").min = Math.floor(lowest * 100) / 100;
   change({ finds: result.annotations });
+  const suggested = result.suggested_min_score;
+  Object.assign($("suggested"), { hidden: suggested === undefined, value: suggested, textContent: `Suggested: ${suggested}` });
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
   say(`${shown().length} found in ${seconds} s. The service holds nothing of it any more.`);
 }
@@ -466,6 +468,7 @@ function announce() {
 
 function showModel() {
   const one = model();
+  $("match-row").hidden = !one?.prompts.length;
   $("outputs").hidden = (one?.outputs.length ?? 0) < 2;
   $("outputs").replaceChildren(...(one?.outputs ?? []).map((name) => {
     const label = document.createElement("label"), box = document.createElement("input");
@@ -537,6 +540,7 @@ listen("model", "change", () => { showModel(); keep(); });
 listen("format", "change", keep);
 listen("threshold", "input", () => { if (!shown().includes(view.chosen) && !view.prompts.includes(view.chosen)) view.chosen = null; refresh(); });
 listen("threshold", "change", keep);
+listen("suggested", "click", () => { $("threshold").value = $("suggested").value; refresh(); keep(); });
 listen("undo", "click", undo);
 listen("clear", "click", () => { view.result = null; say(""); change({ prompts: [], finds: [] }); });
 listen("larger", "click", () => zoom(view.zoom * 1.5));

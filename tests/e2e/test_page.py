@@ -139,9 +139,10 @@ def test_the_slider_decides_what_is_downloaded_in_any_kind_of_format(
     _open(page, coins)
     _drag(page, COIN)
     _find(page)
-    page.locator("#threshold").fill("0.9")
     scores = page.evaluate("view.finds.map((find) => find.score)")
-    left = sum(score >= 0.9 for score in scores)
+    middle = round(sorted(scores)[len(scores) // 2], 2)
+    page.locator("#threshold").fill(str(middle))
+    left = sum(score >= middle for score in scores)
     assert 0 < left < 24
     assert page.inner_text("#count") == f"{left} of {len(scores)} finds"
     assert len(json.loads(_download(page, "coco")[1])["annotations"]) == left
@@ -267,6 +268,23 @@ def test_points_outputs_and_masks_where_a_model_has_them(page: Page, coins: Path
     }""")
     covered = page.evaluate("window.covered.map((alpha) => alpha === 255)")
     assert covered == [False, True, False] * 4
+
+
+def test_the_kind_of_match_and_the_suggested_score(page: Page, coins: Path) -> None:
+    counts = []
+    _open(page, coins)
+    _drag(page, COIN)
+    for match in ("strict", "kind"):
+        page.select_option("#match", match)
+        _find(page)
+        assert page.evaluate("view.finds.length") > 1
+        counts.append(page.evaluate("view.finds.reduce((sum, find) => sum + find.score, 0)"))
+    assert counts[0] < counts[1]
+    suggested = page.locator("#suggested")
+    assert suggested.inner_text().startswith("Suggested: 0.")
+    suggested.click()
+    value = page.evaluate("view.result.suggested_min_score")
+    assert abs(float(page.input_value("#threshold")) - value) < 0.006
 
 
 def test_a_refusal_is_told_in_words(page: Page, coins: Path) -> None:
