@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
 from skimage import data
 
 from jobs.contract import (
@@ -205,6 +206,37 @@ def test_an_example_on_another_image(model: Exemplar, zoom: float) -> None:
     prompt = BoxPrompt(box=(x0, y0, x1, y1), image="shelf")
     images = {"image": np.array(canvas), "shelf": np.array(other.resize(size))}
     assert hits(ask(model, images, Request(prompts=(prompt,))), truth) == (len(truth), 0)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
+def test_masks_follow_what_stands_out(model: Exemplar) -> None:
+    canvas = meadow()
+    truth = paste(canvas, cup(), RED)
+    request = Request(prompts=boxes(truth[0]), outputs=("mask",))
+    found = ask(model, np.array(canvas), request)
+    assert hits(found, truth)[0] == len(truth)
+    for annotation in found:
+        assert annotation.mask is not None
+        assert annotation.mask.size == (384, 512)
+        counts = {"size": [384, 512], "counts": annotation.mask.counts.encode()}
+        x0, y0, x1, y1 = max(truth, key=lambda box: iou(box, annotation.box))
+        y, x = np.mgrid[:384, :512]
+        ellipse = ((x - (x0 + x1) / 2) / (x1 - x0)) ** 2 + ((y - (y0 + y1) / 2) / (y1 - y0)) ** 2
+        cup_itself = ellipse <= 0.25
+        mask = coco_mask.decode(counts).astype(bool)
+        assert (mask & cup_itself).sum() / (mask | cup_itself).sum() > 0.75
+    assert ask(model, np.array(canvas), request) == found
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 90), (400, 3)])
+def test_a_mask_where_there_is_nothing_to_part(model: Exemplar, size: tuple[int, int]) -> None:
+    image = np.full((*size, 3), 90, np.uint8)
+    (found,) = ask(
+        model, image, Request(prompts=boxes((0, 0, size[1], size[0])), outputs=("mask",))
+    )
+    assert found.mask is not None
+    assert found.mask.size == size
+    assert coco_mask.area({"size": list(size), "counts": found.mask.counts.encode()}) > 0
 
 
 def test_several_labels_share_the_objects_out(model: Exemplar) -> None:

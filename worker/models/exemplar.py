@@ -32,6 +32,7 @@ from worker.models.base import Embedding, Finds, Pixels
 from worker.models.embedding import Remembered, pack, unpack
 from worker.models.extent import around
 from worker.models.head import Maps, Thing, look, move
+from worker.models.outline import outline
 from worker.models.proposals import Template, propose
 from worker.models.regions import FeatureMap, Whitening, suppress
 from worker.models.views import EXAMPLE, View, Wanted, clip, cut, plan, tiles
@@ -44,7 +45,7 @@ _MOVED_IOU = 0.75  # from which two candidates are one after the first round
 _RIVALRY = 4.0  # how fast a find is lost that is more like something else
 _SUPPORTS, _SURE, _HOPELESS, _TRUST = 3, 1.0, -3.5, 0.85  # of query expansion
 _FAIR, _GENEROSITY, _MOST_GENEROUS = 3.0, 0.9, 2.7  # of the term for the picture
-_CUT: dict[Match, float] = {"strict": 2.4, "normal": 1.4, "kind": 0.2}  # logit that becomes .5
+_CUT: dict[Match, float] = {"strict": 2.4, "normal": 1.2, "kind": 0.0}  # logit that becomes .5
 _ACROSS_LABELS = 0.6  # IoU from which two labels claim one object
 
 
@@ -135,7 +136,7 @@ class Exemplar:
         labels=[],
         tasks=["detect", "embed"],
         prompts=["box", "point", "embedding"],
-        outputs=["box"],
+        outputs=["box", "mask"],
         min_score=0.5,
         nms_iou=0.4,
         licence="Apache-2.0 (EfficientNet-Lite0 weights, trained on ImageNet; Mayfly's own head)",
@@ -301,6 +302,8 @@ class Exemplar:
         kept = kept[nms(boxes[kept], scores[kept], max(iou, _ACROSS_LABELS))]
         boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
         order = scores.argsort(descending=True, stable=True)
+        with_masks = "mask" in request.outputs
+        image = item.images[MAIN_IMAGE].permute(1, 2, 0).numpy()
         suggested = suggest(scores[len(raw.given) :] if raw.given else scores)
         order = order[scores[order] >= least][: request.max_annotations]
         return Finds(
@@ -308,7 +311,8 @@ class Exemplar:
                 Annotation(
                     item.labels[int(labels[n])],
                     round(min(1.0, scores[n].item()), 4),
-                    _rounded(boxes[n]),
+                    (box := _rounded(boxes[n])),
+                    outline(image, box) if with_masks else None,
                 )
                 for n in order.tolist()
             ],
