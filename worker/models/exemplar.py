@@ -142,9 +142,10 @@ class Exemplar:
         licence="Apache-2.0 (EfficientNet-Lite0 weights, trained on ImageNet; Mayfly's own head)",
     )
 
+    max_batch = 1  # one pyramid keeps a device busy; nothing is shared between images
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.max_batch = 1 if device.type == "cpu" else 8
         self.backbone = efficientnet_lite.load().to(device)
         self.head, self.head_id = head.load()
         self.head.to(device)
@@ -178,8 +179,8 @@ class Exemplar:
         return Item(request, tensors, labels, embedded)
 
     def bucket(self, item: Item) -> Hashable:
-        """Shape of the main image: views of one shape share a batch of the backbone."""
-        return item.images[MAIN_IMAGE].shape
+        """All are of one kind, and none shares a batch."""
+        return ()
 
     def forward(self, items: list[Item]) -> list[Candidates]:
         """Search each item's image for its examples' like."""
@@ -304,7 +305,7 @@ class Exemplar:
         order = scores.argsort(descending=True, stable=True)
         with_masks = "mask" in request.outputs
         image = item.images[MAIN_IMAGE].permute(1, 2, 0).numpy()
-        suggested = suggest(scores[len(raw.given) :] if raw.given else scores)
+        suggested = suggest(scores)
         order = order[scores[order] >= least][: request.max_annotations]
         return Finds(
             [
