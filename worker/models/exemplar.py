@@ -373,7 +373,6 @@ class _Search:
         self._comparator = comparator
         self._fields = fields
         self._whitening = whitening
-        self._device = whitening.mean.device
 
     def run(self, shown: list[Shown], against: list[Shown]) -> tuple[Tensor, Tensor]:
         """Find the like of `shown` that is not rather the like of `against`.
@@ -449,21 +448,11 @@ class _Search:
         return boxes
 
     def _judge(self, shown: list[Shown], things: Thing) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of all examples together, the moves of the one that fits best, and its place.
-
-        The example that fits best speaks, and with it, as far as they resemble it, the others. So
-        several views of one thing steady the verdict, and different things do not spoil it.
-        """
+        """Of the example that fits best: its logits, its moves, and its place."""
         judged = [self._comparator(one.prompt, things) for one in shown]
-        if len(judged) == 1:
-            return *judged[0], torch.zeros(len(judged[0][0]), dtype=torch.long, device=self._device)
-        logits = torch.stack([logit for logit, _ in judged])
-        deltas = torch.stack([delta for _, delta in judged])
-        best = logits.argmax(0)
+        logits, best = torch.stack([logit for logit, _ in judged]).max(0)
         rows = torch.arange(len(best), device=best.device)
-        votes = self._kinship(shown)[best]  # (N, k)
-        together = (votes * logits.T).sum(1) / votes.sum(1)
-        return together, deltas[best, rows], best
+        return logits, torch.stack([delta for _, delta in judged])[best, rows], best
 
     def _kinship(self, shown: list[Shown]) -> Tensor:
         """How much each example is like each other one: (k, k), 1 on the diagonal."""
