@@ -385,6 +385,8 @@ def test_each_broken_store_is_found_out(
     broken: type[Store], valkey: "redis.Redis", valkey_url: str
 ) -> None:
     """The machine fails on the very faults that it is there for."""
-    quick = hypothesis_settings(BOUNDED, phases=[Phase.generate], report_multiple_bugs=False)
+    quick = hypothesis_settings(  # it ends with the first example that fails
+        BOUNDED, phases=[Phase.generate], report_multiple_bugs=False, max_examples=400
+    )
     with pytest.raises((AssertionError, FlakyFailure)):  # a race need not fall the same way twice
         check(valkey_url, broken, quick)
