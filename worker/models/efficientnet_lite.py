@@ -19,7 +19,6 @@ WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 
 STRIDE = 16  # input sides are multiples of it, which makes SAME padding the same at every size
 CHANNELS = (24, 40, 112)  # of stages 1, 2 and 4
-STRIDES = (4, 8, 16)
 
 # Of stages 0..4: blocks, kernel, stride of the first block, expansion, channels out.
 _STAGES = (

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from jobs.contract import Box
 from worker.models.head import Maps
-from worker.models.regions import STRIDE, Whitening
+from worker.models.regions import CENTRE, STRIDE, Whitening
 from worker.models.views import View, render
 
 _WINDOW = 256  # pixels of the view round the point, at each scale
@@ -73,7 +73,7 @@ def _fit(coarse: Tensor, point: Tensor, whitening: Whitening) -> tuple[float, Te
         (strength / strength.median().clamp(min=1e-6) - 1).clamp(-1, 2).view(1, 1, height, width)
     )
     unit = F.normalize(raw, dim=1).T.reshape(1, -1, height, width)
-    spot = (point - 7.5) / STRIDE
+    spot = (point - CENTRE) / STRIDE
     span = torch.tensor([width - 1, height - 1], device=spot.device).clamp(min=1)
     seed = F.grid_sample(unit, (2 * spot / span - 1).view(1, 1, 1, 2), align_corners=True)
     like = (unit * F.normalize(seed, dim=1)).sum(1, keepdim=True) + _STANDS_OUT * unlike
@@ -93,7 +93,7 @@ def _fit(coarse: Tensor, point: Tensor, whitening: Whitening) -> tuple[float, Te
 def _sum(sums: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over boxes by the summed-area table (Crow, 1984), and the number of cells in each."""
     step = STRIDE / _FINER
-    at = ((boxes - (7.5 - STRIDE / 2)) / step).round().long()
+    at = ((boxes - (CENTRE - STRIDE / 2)) / step).round().long()
     x0, x1 = (at[:, n].clamp(0, sums.shape[1] - 1) for n in (0, 2))
     y0, y1 = (at[:, n].clamp(0, sums.shape[0] - 1) for n in (1, 3))
     return sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0], (

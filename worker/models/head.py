@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from worker.models.efficientnet_lite import CHANNELS
+from worker.models.regions import CENTRE, STRIDE
 
 WEIGHTS = Path(__file__).with_name("exemplar_head.pt")
 
@@ -28,8 +29,7 @@ MAX_DELTA = 0.5
 
 _ANGLES = (-28.0, -14.0, 0.0, 14.0, 28.0)  # degrees at which a thing is held against another
 _REACH = 2  # cells that parts may be displaced by
-# SAME padding at stride 2 puts the centres of stage s's cells right of and below the middle.
-_COARSE_STRIDE, _COARSE_CENTRE = 8, 7.5
+# Of stage 1; the coarse map has those of stage 2, see `regions`.
 _FINE_STRIDE, _FINE_CENTRE = 4, 3.5
 
 
@@ -92,7 +92,7 @@ class Embedder(nn.Module):
 def look(maps: Maps, boxes: Tensor) -> Thing:
     """Read what is inside and round (N, 4) boxes, in pixels of the view."""
     return Thing(
-        _sample(maps.coarse, boxes, COARSE, _COARSE_STRIDE, _COARSE_CENTRE),
+        _sample(maps.coarse, boxes, COARSE, STRIDE, CENTRE),
         _sample(maps.fine, boxes, FINE, _FINE_STRIDE, _FINE_CENTRE),
     )
 

@@ -14,7 +14,7 @@ from torchvision.ops import nms
 STRIDE = 8
 GRID = 7  # cells a box is cut into, along each side
 # SAME padding at stride 2 puts the centres of stage 2's cells 3.5 px right of and below i*8 + 4.
-_CENTRE = 4 + 3.5
+CENTRE = 4 + 3.5
 _SHRINKAGE = 0.5
 _CONTAINED = 0.75
 
@@ -80,7 +80,7 @@ class FeatureMap:
         y = torch.arange(self.height, device=self.cells.device)
         x = torch.arange(self.width, device=self.cells.device)
         at = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
-        return at * STRIDE + _CENTRE
+        return at * STRIDE + CENTRE
 
     def correlate(self, maps: Tensor, channels: Tensor, points: Tensor, weights: Tensor) -> Tensor:
         """Weighted sums over points that move along with every cell.
