@@ -5,7 +5,7 @@ import re
 
 import imagesize
 
-from jobs.contract import WEBP_COST, Size
+from jobs.contract import MAX_SCANS, MAX_SCANS_OF_LARGEST, WEBP_COST, Size, check_scans
 from jobs.problems import Problem, unprocessable
 
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
@@ -14,7 +14,8 @@ _MAX_SEGMENTS = 2_000  # before a JPEG's size is known; an ICC profile may take 
 _MAX_JUNK_BYTES = 65_536  # between them
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_PIXELS_OR_END = (0xDA, 0xD9)
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
+_MAX_WALK_BYTES = 4 << 20  # looked through for scans, which takes a millisecond for each million
 
 
 def check_image(data: bytes, max_pixels: int) -> Size:
@@ -24,7 +25,7 @@ def check_image(data: bytes, max_pixels: int) -> Size:
 
     Raises:
         Problem: 400 ``empty_image``, 415 ``not_an_image``, 422 ``image_undecodable`` when the
-            header gives no size, 413 ``too_many_pixels``.
+            header gives no size, 413 ``too_many_pixels`` or ``too_many_scans``.
     """
     if not data:
         raise Problem(400, "empty_image", "The image is empty. Send its bytes as the body.")
@@ -48,7 +49,10 @@ def check_image(data: bytes, max_pixels: int) -> Size:
             f"The image has {width} x {height} pixels, more than the {allowed} that are "
             "allowed. Scale it down or cut it into tiles.",
         )
-    return Size(width, height)
+    size = Size(width, height)
+    if data.startswith(b"\xff") and width * height * MAX_SCANS > max_pixels * MAX_SCANS_OF_LARGEST:
+        check_scans(_jpeg_scans(data), size, max_pixels)  # what is smaller a worker judges
+    return size
 
 
 def _size(data: bytes) -> tuple[int, int]:
@@ -66,7 +70,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     position, junk = 2, _MAX_JUNK_BYTES
     for _ in range(_MAX_SEGMENTS):
         marker = _JPEG_MARKER.search(data, position, position + junk)
-        if marker is None or marker[1][0] in _JPEG_PIXELS_OR_END:
+        if marker is None or marker[1][0] in (_JPEG_SCAN, _JPEG_END):
             break
         after = marker.end()
         if marker[1][0] in _JPEG_SIZES and len(data) >= after + 7:
@@ -75,3 +79,16 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         junk -= marker.start() - position
         position = after + int.from_bytes(data[after : after + 2], "big")
     return 0, 0
+
+
+def _jpeg_scans(data: bytes) -> int:
+    """Those of the first image that begin within reach; a worker sees the rest. FF among pixels is
+    never followed by a marker's code."""
+    scans, position = 0, 2
+    for _ in range(_MAX_SEGMENTS):
+        marker = _JPEG_MARKER.search(data, position, _MAX_WALK_BYTES)
+        if marker is None or marker[1][0] == _JPEG_END:
+            break
+        scans += marker[1][0] == _JPEG_SCAN
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans

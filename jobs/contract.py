@@ -24,6 +24,9 @@ Unit = Hint[float, Meta(ge=0, le=1)]
 # Memory that a pixel of WebP takes while decoded, against one of JPEG or PNG: its reader holds
 # two canvases and a copy. So fewer of them are taken.
 WEBP_COST = 1.7
+# A JPEG may come in scans, each a walk over all its pixels. Encoders write about ten.
+MAX_SCANS = 64
+MAX_SCANS_OF_LARGEST = 16  # where there are as many pixels as are allowed
 MAIN_IMAGE = "image"  # the part that is annotated; prompts may lie on others and name them
 
 
@@ -245,6 +248,25 @@ def check_inside(request: Request, part: str, size: Size) -> None:
                 f"$.prompts[{number}].{kind} reaches outside its image, which is "
                 f"{size.width} x {size.height} pixels as displayed (EXIF orientation applied).",
             )
+
+
+def check_scans(scans: int, size: Size, max_pixels: int) -> None:
+    """Refuse a JPEG that would take many times as long as its pixels should (413
+    ``too_many_scans``).
+
+    Args:
+        scans: how many there are, or at least are.
+        max_pixels: most pixels that an image may have.
+    """
+    pixels = max(1, size.width * size.height)
+    allowed = min(MAX_SCANS, MAX_SCANS_OF_LARGEST * max_pixels // pixels)
+    if scans > allowed:
+        raise Problem(
+            413,
+            "too_many_scans",
+            f"The JPEG comes in more than the {allowed} scans that are taken of "
+            f"{size.width} x {size.height} pixels. Save it again, as baseline or as PNG.",
+        )
 
 
 def check_model(request: Request, model: ModelInfo) -> None:

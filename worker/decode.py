@@ -17,13 +17,12 @@ import simplejpeg
 # Registered here, because Pillow's first `open` would otherwise look for plugins on some thread.
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
-from jobs.contract import WEBP_COST
+from jobs.contract import MAX_SCANS, WEBP_COST, Size, check_scans
 from jobs.problems import Problem, unprocessable
 from worker.models.base import Pixels
 
 # What a file may hold beside its pixels. Encoders stay far below; without a limit, 20 MB of empty
 # segments keep a thread and Python's lock for seconds, some other content for minutes.
-MAX_SCANS = 64  # encoders write about ten; each one costs a walk over the whole image
 MAX_SEGMENTS = 2_000  # of a JPEG; an ICC profile may take 255
 MAX_PARSED_SEGMENTS = 64  # Exif, which Pillow joins one by one, and Photoshop's lists of blocks
 MAX_JUNK_BYTES = 65_536  # between the segments before a JPEG's first scan
@@ -70,8 +69,9 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
 
     Raises:
         Problem: 415 ``not_an_image`` for anything but JPEG, PNG and WebP, 413 ``too_many_pixels``
-            above that, 422 ``image_undecodable`` for a damaged or truncated file. The
-            details are fixed sentences, with the dimensions at most.
+            above that, 413 ``too_many_scans`` for a JPEG that paints them too often, 422
+            ``image_undecodable`` for a damaged or truncated file. The details are fixed sentences,
+            with the dimensions at most.
     """
     kind = next((name for name, start in _SIGNATURES.items() if start.match(data)), None)
     if kind is None:
@@ -81,11 +81,11 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
             "The content is not an image that is taken: send JPEG, PNG or WebP.",
         )
     try:
-        if not _is_bounded(kind, data):
-            raise _undecodable()
+        scans = _scans(kind, data)
         with Image.open(BytesIO(data), formats=[kind]) as image:
             cost = WEBP_COST if kind == "WEBP" else CMYK_COST if image.mode == "CMYK" else 1
             _check_size(image.size, int(max_pixels / cost))
+            check_scans(scans, Size(*image.size), int(max_pixels / cost))
             if kind == "JPEG" and (pixels := _jpeg_pixels(data, image)) is not None:
                 return _turned(pixels, _orientation(image.info.get("exif")))
             image.load()
@@ -117,15 +117,21 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
-def _is_bounded(kind: str, data: bytes) -> bool:
-    """Whether reading the file takes about as long as its pixels take."""
-    if kind == "JPEG":
-        return _jpeg_is_bounded(data)
-    return kind != "PNG" or _png_is_bounded(data)
+def _scans(kind: str, data: bytes) -> int:
+    """How often a file paints its pixels; 0 if it does so once.
+
+    Raises:
+        Problem: reading it would take far longer than its pixels take.
+    """
+    scans = _jpeg_scans(data) if kind == "JPEG" else 0
+    if scans is None or (kind == "PNG" and not _png_is_bounded(data)):
+        raise _undecodable()
+    return scans
 
 
-def _jpeg_is_bounded(data: bytes) -> bool:
-    """Walk over the segments of a JPEG's first image, as Pillow and libjpeg do.
+def _jpeg_scans(data: bytes) -> int | None:
+    """Walk over the segments of a JPEG's first image, as Pillow and libjpeg do, until there are
+    more scans than any image may have. None for one that is not worth going on with.
 
     A thumbnail's scans do not count, and a comment cannot hide the end. Unknown markers count as
     data: libjpeg does not skip behind them. Before the first scan, what libjpeg would refuse is
@@ -136,21 +142,23 @@ def _jpeg_is_bounded(data: bytes) -> bool:
         end = len(data) if scans else position + MAX_JUNK_BYTES
         marker = _JPEG_MARKER.search(data, position, end)
         if marker is None:
-            return scans > 0
+            return scans or None
         code, after = marker[1], marker.end()
         if not scans:
             junk += marker.start() - position
             if junk > MAX_JUNK_BYTES or code in _JPEG_NEVER_BEFORE_PIXELS:
-                return False
+                return None
         elif data.find(b"\xff" * MAX_FILL_BYTES, position, marker.start()) >= 0:
-            return False
+            return None
         elif code == _JPEG_END:
-            return True
+            return scans
         segments += 1
         scans += code == _JPEG_SCAN
         parsed += data.startswith(_JPEG_PARSED, after + 2)
-        if scans > MAX_SCANS or segments > MAX_SEGMENTS or parsed > MAX_PARSED_SEGMENTS:
-            return False
+        if scans > MAX_SCANS:
+            return scans
+        if segments > MAX_SEGMENTS or parsed > MAX_PARSED_SEGMENTS:
+            return None
         position = after + int.from_bytes(data[after : after + 2], "big")
 
 

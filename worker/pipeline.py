@@ -37,6 +37,10 @@ from worker.models.base import Embedding, Model
 
 log = logging.getLogger(__name__)
 _MAX_CRASHES = 1
+_OUR_FAULT = Failed(
+    500, "internal_error", "The worker failed on this job; the fault is on our side."
+)
+_result = msgspec.json.Decoder(Result)
 
 
 class Prepared(NamedTuple):
@@ -103,8 +107,9 @@ class Pipeline:
             result: Result = _failed(problem)
         else:
             result = await self._run(job, work, started_ms)
+        result, text = _written(result)
         try:
-            sealed = payload.seal_result(job.id, msgspec.json.encode(result))
+            sealed = payload.seal_result(job.id, text)
         except SealError:
             log.error("no key to seal the result to", extra={"fields": {"job": job.id}})
             await self._store.drop(job.id)
@@ -144,9 +149,7 @@ class Pipeline:
             return _failed(problem)
         except Exception:
             log.exception("job failed")
-            return Failed(
-                500, "internal_error", "The worker failed on this job; the fault is on our side."
-            )
+            return _OUR_FAULT
 
     async def _work(self, work: Work, started_ms: float, turn: float) -> Result:
         model = self._models.get(work.request.model or "")
@@ -214,6 +217,18 @@ def _check_sizes(images: Mapping[str, bytes], settings: Settings) -> None:
 
 def _failed(problem: Problem) -> Failed:
     return Failed(problem.status, problem.code, problem.detail)
+
+
+def _written(result: Result) -> tuple[Result, bytes]:
+    """A result and its JSON. One that its reader could not read, such as a model's that returns
+    scores that are no numbers, becomes a failure: the client gets an answer in any case."""
+    try:
+        text = msgspec.json.encode(result)
+        _result.decode(text)
+        return result, text
+    except Exception:
+        log.exception("result cannot be written")
+        return _OUR_FAULT, msgspec.json.encode(_OUR_FAULT)
 
 
 def _finished(images: Mapping[str, bytes], result: Result) -> Finished:

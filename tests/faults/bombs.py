@@ -162,11 +162,18 @@ def frames(max_pixels: int) -> Iterator[File]:
 
 
 def scans(max_pixels: int) -> Iterator[File]:
-    """A progressive JPEG whose last scan comes again and again."""
-    for side, count in ((int(max_pixels**0.5), 50), (2000, 5000)):
-        good = encode(plain("L", (side, side)), "JPEG", progressive=True)
+    """A progressive JPEG whose last scan comes again and again, as often as is taken or oftener."""
+    side = int(max_pixels**0.5)
+    for mode, across, count in (
+        ("L", side, 10),
+        ("RGB", side, 6),
+        ("RGB", side // 2, 54),
+        ("L", side, 50),
+        ("L", 2000, 5000),
+    ):
+        good = encode(plain(mode, (across, across)), "JPEG", progressive=True, subsampling=0)
         scan = good[good.rfind(b"\xff\xda") : -2]
-        yield f"jpeg {count} scans of {side}", good[:-2] + scan * count + good[-2:]
+        yield f"jpeg {mode} {count} scans of {across}", good[:-2] + scan * count + good[-2:]
 
 
 # --- writing files ---

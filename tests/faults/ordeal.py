@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """What no file may exceed."""
+    """What no file may exceed, in CPU time. (The patience with a process is in real time.)"""
 
     seconds: float = 5.0
     front_seconds: float = 0.5
@@ -93,8 +93,8 @@ class Report:
         differ = [name for name, v in self.verdicts if v.sizes_differ]
         lines += [f"{'decodable, refused by the front door':<42}{len(strange):>10}  {strange[:3]}"]
         lines += [f"{'decoded in another size than stated':<42}{len(differ):>10}  {differ[:3]}"]
-        lines += self._row("decoder, ms", lambda verdict: verdict.ms)
-        lines += self._row("front door, ms", lambda verdict: verdict.front_ms)
+        lines += self._row("decoder, ms of CPU", lambda verdict: verdict.ms)
+        lines += self._row("front door, ms of CPU", lambda verdict: verdict.front_ms)
         lines += self._row("memory above the start, MB", lambda verdict: verdict.grown / MB)
         return "\n".join([*lines, *(f"BROKEN {line}" for line in self.broken())])
 
@@ -202,7 +202,7 @@ def child(decoder: str, max_pixels: int) -> None:
 
 
 def _attempt(call: Callable[..., Any], data: bytes, max_pixels: int) -> tuple[str, float, Any]:
-    begin = time.perf_counter()
+    begin = time.process_time()  # what else the machine does is not the file's fault
     result = None
     try:
         result = call(data, max_pixels)
@@ -211,7 +211,7 @@ def _attempt(call: Callable[..., Any], data: bytes, max_pixels: int) -> tuple[st
         outcome = problem.code if 400 <= problem.status < 500 else f"STATUS {problem.status}"
     except Exception as error:  # what the whole exercise looks for
         outcome = f"RAISED {type(error).__name__}".upper()
-    return outcome, (time.perf_counter() - begin) * 1000, result
+    return outcome, (time.process_time() - begin) * 1000, result
 
 
 def _say(sink: BinaryIO, line: dict[str, Any]) -> None:
@@ -239,7 +239,7 @@ def main() -> int:
     options = parser.parse_args()
     rules = Rules(memory=MEMORY + 10 * options.max_pixels)  # 512 MB by default
     found = islice(files(options.seed, options.max_pixels), options.files)
-    report = endure(found, options.max_pixels, rules)
+    report = endure(found, options.max_pixels, rules, patience_s=300)
     print(report.table())  # noqa: T201 - a command
     return 1 if report.broken() else 0
 

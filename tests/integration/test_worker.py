@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,13 +10,14 @@ import redis
 from arq import Worker, func
 from arq.connections import ArqRedis
 
-from jobs.contract import Annotated, BoxPrompt, Failed, Request, Result
+from jobs.contract import Annotated, Annotation, BoxPrompt, Failed, Request, Result
 from jobs.process import background
 from jobs.sealing import Capability, Payload, PrivateKey, open_result
 from jobs.settings import Settings
 from jobs.store import Claimed, Store, connection_pool, crash_key, deserialize, queue_key, serialize
 from tests.conftest import picture_bytes, running_worker
 from tests.fakes import Echo, Shown
+from worker.models.base import Finds
 from worker.pipeline import Pipeline
 from worker.queue import QueueWorker
 
@@ -108,6 +110,24 @@ async def test_a_job_that_kills_its_worker_fails_alone_after_two_tries(
         assert isinstance(failed, Failed)
         assert failed.code == "worker_crashed"
         assert not isinstance(await _result(store, neighbour), Failed)
+
+
+@pytest.mark.parametrize("score", [object(), float("nan"), "high"])
+async def test_a_result_that_nobody_could_read_is_a_failure_and_not_a_silence(
+    store: Store, key: PrivateKey, settings: Settings, score: Any
+) -> None:
+    """The fault is the model's; whoever waits is told at once, and the worker goes on."""
+
+    class Wrong(Echo):
+        def finish(self, raw: Shown, item: Shown) -> Finds:
+            (label, box), *_ = raw.boxes
+            return Finds([Annotation(label, score if label == "wrong" else 1.0, box)])
+
+    async with running_worker(store, key, Wrong(), settings):
+        failed = await _result(store, await _submit(store, key, "wrong"))
+        assert isinstance(failed, Failed)
+        assert (failed.status, failed.code) == (500, "internal_error")
+        assert isinstance(await _result(store, await _submit(store, key)), Annotated)
 
 
 async def test_a_full_server_still_runs_what_is_queued(

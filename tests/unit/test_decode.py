@@ -446,14 +446,28 @@ def test_pixels_that_inflate_past_the_image_are_dropped() -> None:
     assert decode(png((1, 1), 8, 0, b"\0\1" + bytes(50_000_000)), MANY).tolist() == [[[1, 1, 1]]]
 
 
-def test_a_jpeg_of_countless_scans_is_undecodable() -> None:
+def test_a_jpeg_of_countless_scans_is_refused() -> None:
     """Each scan of 10 bytes or so would cost a walk over all pixels."""
     good = encode(Image.new("L", (64, 64)), "JPEG", progressive=True)
     scan = good[good.rfind(b"\xff\xda") : -2]
     assert decode(good[:-2] + scan * 10 + b"\xff\xd9", MANY).shape == (64, 64, 3)
     for hiding in (b"", b"\xff\xfe\0\4\xff\xd9", b"\xff\xff", b"\xff\x02\xff\xff"):
         data = good[:-2] + hiding + scan * 100 + b"\xff\xd9"
-        assert refused(data).code == "image_undecodable"
+        assert refused(data).code == "too_many_scans"
+
+
+def test_the_more_pixels_the_fewer_scans() -> None:
+    """What an encoder writes is taken of the largest picture, too."""
+    good = encode(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    scan = good[good.rfind(b"\xff\xda") : -2]
+    for max_pixels, most in ((64 * 64, 16), (2 * 64 * 64, 32), (MANY, 64)):
+        own = good.count(b"\xff\xda")
+        taken = good[:-2] + scan * (most - own) + good[-2:]
+        assert decode(taken, max_pixels).shape == (64, 64, 3)
+        with pytest.raises(Problem) as caught:
+            decode(good[:-2] + scan * (most - own + 1) + good[-2:], max_pixels)
+        assert f"more than the {most} scans that are taken" in caught.value.detail
+        assert (caught.value.status, caught.value.code) == (413, "too_many_scans")
 
 
 def test_scans_of_a_thumbnail_or_behind_the_image_do_not_count() -> None:

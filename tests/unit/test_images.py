@@ -1,5 +1,6 @@
 """What the front door says of an image by its header alone."""
 
+import contextlib
 import io
 import struct
 from typing import Any
@@ -81,6 +82,37 @@ def test_twenty_megabytes_without_a_size_are_left_alone(fill: bytes) -> None:
         "image_undecodable",
         "too_many_pixels",
     )
+
+
+@pytest.mark.parametrize("fill", [b"\xff", b"\xff\0", b"\xff\xda", b"\xff\xfe\0\2"])
+def test_twenty_megabytes_of_pixels_are_not_walked_through_for_scans(fill: bytes) -> None:
+    """On the event loop, too; the size is known by then."""
+    good = encoded((5_000, 4_000), "JPEG", progressive=True)
+    steps = 0
+
+    class Counted(bytes):
+        def __getitem__(self, key: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            return super().__getitem__(key)
+
+    with contextlib.suppress(Problem):
+        check_image(Counted(good[:-2] + fill * (20_000_000 // len(fill))), MANY)
+    assert steps < 5_000
+
+
+def test_many_scans_of_many_pixels_are_refused_before_anybody_decodes_them() -> None:
+    """Of a small picture the worker counts. Those of another picture behind it do not count."""
+    good = encoded((400, 300), "JPEG", progressive=True)
+    scan = good[good.rfind(b"\xff\xda") : -2]
+    bomb = good[:-2] + scan * 30 + good[-2:]
+    assert check_image(bomb, 4 * 120_000) == Size(400, 300)
+    for taken in (good, good + scan * 30, good + bomb):
+        assert check_image(taken, 120_000) == Size(400, 300)
+    with pytest.raises(Problem) as caught:
+        check_image(bomb, 120_000)
+    assert "more than the 16 scans that are taken of 400 x 300" in caught.value.detail
+    assert (caught.value.status, caught.value.code) == (413, "too_many_scans")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
