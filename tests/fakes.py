@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.contract import Annotation, Box, BoxPrompt, ModelInfo, Request
+from jobs.contract import Annotation, Box, BoxPrompt, EmbeddingPrompt, ModelInfo, Request
+from jobs.problems import unprocessable
 from worker.models.base import Embedding, Finds, Pixels
 
 
@@ -68,8 +69,10 @@ class Bright:
     """Finds the bright patches of an image, each with the label of the first positive prompt.
 
     It looks at the pixels, so results differ from image to image, and costs next to nothing. Its
-    embeddings are a fixed text.
+    embeddings are a fixed text, and it knows no others.
     """
+
+    embedding = "QnJpZ2h0"
 
     info = ModelInfo(
         name="exemplar",
@@ -85,6 +88,9 @@ class Bright:
     max_batch = 4
 
     def prepare(self, images: Mapping[str, Pixels], request: Request) -> "Seen":
+        for prompt in request.prompts:
+            if isinstance(prompt, EmbeddingPrompt) and prompt.data != self.embedding:
+                raise unprocessable("embedding_unknown", "This is not an embedding of mine.")
         labels = [prompt.label for prompt in request.prompts if not prompt.negative]
         return Seen(labels[0], images["image"][::8, ::8].max(2) > 200, request.task)
 
@@ -96,7 +102,7 @@ class Bright:
 
     def finish(self, raw: "Seen", item: "Seen") -> Finds | Embedding:
         if item.task == "embed":
-            return Embedding("QnJpZ2h0")
+            return Embedding(self.embedding)
         columns = np.flatnonzero(np.diff(raw.bright.any(0), prepend=False, append=False))
         finds = []
         for x0, x1 in columns.reshape(-1, 2):

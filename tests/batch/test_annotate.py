@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from scripts.cli import main
-from tests.batch.conftest import BOX, NAMES, Annotate, coco, lines, paint, start
+from tests.batch.conftest import BOX, NAMES, Annotate, coco, lines, mayfly, paint, start
 
 
 async def test_a_folder_becomes_a_coco_file(
@@ -28,6 +28,7 @@ async def test_a_folder_becomes_a_coco_file(
     assert [len(found[name]) for name in NAMES] == [1, 2, 3, 4, 1, 2, 3, 4]
     assert {label for finds in found.values() for label, _ in finds} == {"coin"}
     assert "found=20" in ran.err
+    assert "each image is sent with an embedding of the examples" in ran.err
     whole = out.read_bytes()
 
     again = await annotate(*arguments)
@@ -193,6 +194,13 @@ def test_a_wrong_call_says_what_to_do(
 ) -> None:
     assert main(["annotate", *arguments]) == 78
     assert told in capsys.readouterr().err
+
+
+async def test_a_service_that_cannot_be_trusted_is_told_at_once(url: str, pictures: Path) -> None:
+    wrong = url.replace("http://", "https://")
+    ran = await mayfly("annotate", pictures, "--box", BOX, "--server", wrong)
+    assert ran.code == 78
+    assert f"{wrong} cannot be used. TLS with the service fails" in ran.err
 
 
 async def test_what_the_model_cannot_do_is_told_before_anything_is_sent(

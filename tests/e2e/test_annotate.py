@@ -36,7 +36,7 @@ def coins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_box_on_the_first_file_finds_things_in_all(
     running: Service, coins: Path, tmp_path: Path
 ) -> None:
-    """The second picture is the first one mirrored; the example is sent along as a reference."""
+    """The second picture is the first one mirrored; the example goes along as an embedding."""
     mirrored = tmp_path / "mirrored.jpg"
     Image.fromarray(np.fliplr(np.asarray(Image.open(coins)))).save(mirrored, quality=92)
     out = tmp_path / "out.json"
@@ -56,6 +56,7 @@ def test_a_box_on_the_first_file_finds_things_in_all(
         running.url,
     )
     assert run.returncode == 0, run.stderr
+    assert "each image is sent with an embedding of the examples" in run.stderr
     data = json.loads(out.read_text())
     names = sorted(f"{path.parent.name}/{path.name}" for path in (coins, mirrored))
     assert [image["file_name"] for image in data["images"]] == names

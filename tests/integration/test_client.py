@@ -1,6 +1,7 @@
 """The client against the real service: what it promises when the way there is bad."""
 
 import asyncio
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ from jobs.contract import Annotation
 from jobs.sealing import PrivateKey
 from jobs.settings import Settings
 from jobs.store import Store
+from scripts.certificates import self_signed
 from scripts.client import Client, Item, Outcome, Progress, ServiceError, SyncClient, box
 from tests.calls import BOX, BOX_REQUEST
 from tests.conftest import picture_bytes, running_front_door, running_worker
@@ -150,6 +152,46 @@ async def test_patience_ends(
     with pytest.raises(aiohttp.ClientConnectionError):
         async with Client("http://127.0.0.1:9", patience_s=0.5) as client:
             await client.model()
+
+
+@pytest.fixture
+async def over_tls(tmp_path: Path) -> AsyncIterator[tuple[int, Path]]:
+    """The port of a service under a self-signed certificate, and the file with it."""
+    certificate, key = self_signed()
+    pair = [tmp_path / "cert.pem", tmp_path / "key.pem"]
+    for path, content in zip(pair, (certificate, key), strict=True):
+        path.write_bytes(content)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair[0], pair[1])
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"default": "m", "models": [{"name": "m", "prompts": 7}]})
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    yield runner.addresses[0][1], pair[0]
+    await runner.cleanup()
+
+
+async def test_what_no_repetition_could_mend_ends_at_once_and_says_what_to_do(
+    over_tls: tuple[int, Path], url: str
+) -> None:
+    """A certificate that nobody vouches for; TLS where there is none; answers in another form. With
+    the patience of two minutes, this would outlive its time."""
+    port, certificate = over_tls
+    for address, trusted, code, told in (
+        (f"https://127.0.0.1:{port}", None, "certificate_refused", "self-signed certificate"),
+        (url.replace("http://", "https://"), None, "tls_failed", "http:// or with https://"),
+        (f"https://127.0.0.1:{port}", certificate, "answer_unknown", "Compare the versions"),
+    ):
+        async with asyncio.timeout(30), Client(address, ca_file=trusted) as client:
+            with pytest.raises(ServiceError) as caught:
+                await client.model()
+        assert (caught.value.status, caught.value.code) == (0, code)
+        assert told in str(caught.value)
 
 
 async def test_a_lost_acknowledgement_loses_no_result(

@@ -24,6 +24,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from scripts.canary import encodings
 from scripts.client import Client, ServiceError, box
+from scripts.client.calls import Calls
 from tests.calls import BOX_REQUEST, Answer, call
 from tests.conftest import picture_bytes, running_front_door, running_worker
 from tests.fakes import Echo
@@ -372,8 +373,8 @@ async def test_a_client_whose_key_is_retired_asks_again(
         running_front_door(settings, new) as after,
     ):
         for each in (client, pinned):
-            await each._session.close()
-            each._session = aiohttp.ClientSession(str(after._base_url))
+            await each.close()
+            each._calls = Calls(str(after._base_url), None, 120, None)
         assert (await client.annotate(picture, BOX_REQUEST)).annotations
         with pytest.raises(ServiceError, match="sealing_key_unknown"):
             await pinned.annotate(picture, BOX_REQUEST)
