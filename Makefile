@@ -1,14 +1,18 @@
-# make demo: the main job, end to end. make test: all tests. Both install what they need.
+# make demo: the main job, end to end. make test: all tests. make bench: how fast it is, in about a
+# quarter of an hour. All install what they need.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install --disable-pip-version-check
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench clean
 
 demo: $(STAMP)
 	@$(BIN)/mayfly demo --out out
+
+bench: $(STAMP)
+	@$(BIN)/mayfly bench --out out/bench
 
 test: check
 	@command -v chromium chromium-browser >/dev/null || \

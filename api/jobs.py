@@ -1,5 +1,6 @@
 """The handlers of a job's life: submit, look, fetch, follow, erase."""
 
+import asyncio
 import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from api.images import check_image
 from api.keys import CHANGES, GATE, JOB, METRICS, PULSE, SETTINGS, STORE
 from api.limits import LIMITS
 from api.upload import SEALED_TYPE, read_json, read_upload
-from api.watch import wait
+from api.watch import FALLBACK_S, wait
 from jobs import formats
 from jobs.contract import (
     Embedded,
@@ -39,7 +40,7 @@ from jobs.contract import (
 )
 from jobs.problems import Problem, gone, job_not_found, store_unavailable, unprocessable
 from jobs.sealing import Capability, Payload, SealError, for_client, open_result
-from jobs.store import JobState
+from jobs.store import Fetched, JobState
 
 _result = msgspec.json.Decoder(Result)
 
@@ -61,25 +62,29 @@ async def submit(request: web.Request) -> web.StreamResponse:
     else:
         sealed = await _seal(request, capability)
     account = asking.key.account if asking.key else None
-    outcome = await store.submit(
-        capability.id,
-        sealed.payload,
-        sealed.model,
-        bulk=sealed.bulk,
-        subject=asking.subject,
-        counted=not (account and account.no_statistics),
-        has_account=account is not None,
-    )
-    if outcome == "full":
-        raise _queue_full()
-    if outcome == "queued":
-        request.app[METRICS].submitted_bytes.inc(sealed.image_bytes)
-    del sealed  # nothing of the image is held while the client waits
-    state = await request.app[CHANGES].settled(capability.id, wait_s)
+    with request.app[CHANGES].watching(capability.id) as changed:
+        outcome = await store.submit(
+            capability.id,
+            sealed.payload,
+            sealed.model,
+            bulk=sealed.bulk,
+            subject=asking.subject,
+            counted=not (account and account.no_statistics),
+            has_account=account is not None,
+        )
+        if outcome == "full":
+            raise _queue_full()
+        if outcome == "queued":
+            request.app[METRICS].submitted_bytes.inc(sealed.image_bytes)
+        del sealed  # nothing of the image is held while the client waits
+        if wait_s:
+            is_new = outcome == "queued"
+            fetched = await _fetched(request, capability.id, changed, wait_s, is_new=is_new)
+            if fetched.status not in ("pending", "unknown"):
+                return await _deliver(capability, fetched, result_format)
+    state = await store.state(capability.id)
     if state.status in ("gone", "unknown"):
         raise gone()
-    if wait_s and state.status == "done":
-        return await _deliver(request, capability, result_format)
     return _json(
         {
             "id": capability.id,
@@ -150,16 +155,16 @@ async def fetch(request: web.Request) -> web.StreamResponse:
     capability = owned_capability(request)
     refuse_partial(request)
     result_format = wanted_format(request)
-    if seconds := wait_seconds(request):
-        await request.app[CHANGES].settled(capability.id, seconds)
-    return await _deliver(request, capability, result_format)
+    with request.app[CHANGES].watching(capability.id) as changed:
+        fetched = await _fetched(request, capability.id, changed, wait_seconds(request))
+    return await _deliver(capability, fetched, result_format)
 
 
 async def follow(request: web.Request) -> web.StreamResponse:
     """Server-sent events: one `status` event at each change, until the job is over."""
     capability = owned_capability(request)
     changes, store = request.app[CHANGES], request.app[STORE]
-    with changes.watching(capability.id) as changed:
+    with changes.watching(capability.id, start=True) as changed:
         state = await store.state(capability.id)
         _raise_if_gone(state)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -189,10 +194,35 @@ async def erase(request: web.Request) -> web.StreamResponse:
     return web.Response(status=204)
 
 
+async def _fetched(
+    request: web.Request,
+    job_id: str,
+    changed: asyncio.Event,
+    seconds: float,
+    *,
+    is_new: bool = False,
+) -> Fetched:
+    """The result once it is there, or what there is after `seconds`.
+
+    Args:
+        changed: set when the job is over; watched since before the job was submitted.
+        is_new: it was submitted just now, so that the first look would be too early.
+    """
+    changes, deadline = request.app[CHANGES], time.monotonic() + seconds
+    if is_new:
+        await wait(changed, min(seconds, FALLBACK_S))
+    while True:
+        changed.clear()
+        fetched = await request.app[STORE].fetch(job_id, reader(request))
+        left = deadline - time.monotonic()
+        if fetched.status != "pending" or left <= 0 or changes.closing:
+            return fetched
+        await wait(changed, min(left, FALLBACK_S))
+
+
 async def _deliver(
-    request: web.Request, capability: Capability, result_format: formats.Format
+    capability: Capability, fetched: Fetched, result_format: formats.Format
 ) -> web.Response:
-    fetched = await request.app[STORE].fetch(capability.id, reader(request))
     match fetched.status:
         case "pending":
             return _json({"id": capability.id, "status": "pending"}, 202, {"Retry-After": "1"})

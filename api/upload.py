@@ -78,12 +78,13 @@ async def read_json(
 async def _read_raw(request: web.Request, limit: int, what: str = "The image") -> bytes:
     if (request.content_length or 0) > limit:
         raise _too_large(what, limit)
-    body = bytearray()
-    async for chunk in request.content.iter_chunked(_CHUNK):
-        body += chunk
-        if len(body) > limit:
+    chunks, size = [], 0
+    async for chunk in request.content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
             raise _too_large(what, limit)
-    return bytes(body)
+    return b"".join(chunks)
 
 
 async def _read_form(request: web.Request, settings: Settings) -> Upload:

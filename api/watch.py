@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from jobs.contract import ModelInfo
 from jobs.sealing import PublicKey
-from jobs.store import STORE_ERRORS, Fleet, JobState, Store
+from jobs.store import CHANGED_CHANNEL, STARTED_CHANNEL, STORE_ERRORS, Fleet, JobState, Store
 
-_FALLBACK_S = 1.0  # a lost signal costs a waiting client this much
+FALLBACK_S = 1.0  # a lost signal costs a waiting client this much
 _REMEMBER_S = 60.0  # a model whose workers restart is still known for this long
 
 
@@ -19,7 +19,7 @@ class Changes:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waiting: defaultdict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
         self._closing = False
 
     async def serve(self) -> None:
@@ -29,7 +29,7 @@ class Changes:
                 async with await self._store.changes() as signals:
                     async for message in signals.listen():
                         if message["type"] == "message":
-                            self._wake(message["data"].decode())
+                            self._wake((message["channel"].decode(), message["data"].decode()))
             await asyncio.sleep(0.2)
 
     async def settled(self, job_id: str, seconds: float) -> JobState:
@@ -42,19 +42,24 @@ class Changes:
                 left = deadline - time.monotonic()
                 if state.status not in ("queued", "running") or left <= 0 or self._closing:
                     return state
-                await wait(changed, min(left, _FALLBACK_S))
+                await wait(changed, min(left, FALLBACK_S))
 
     @contextlib.contextmanager
-    def watching(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set when the job changes; look at its state after entering."""
+    def watching(self, job_id: str, *, start: bool = False) -> Iterator[asyncio.Event]:
+        """An event that is set when the job is over, or starts, if that is wanted too; look at its
+        state after entering."""
         changed = asyncio.Event()
-        self._waiting[job_id].add(changed)
+        channels = [CHANGED_CHANNEL, STARTED_CHANNEL] if start else [CHANGED_CHANNEL]
+        keys = [(channel, job_id) for channel in channels]
+        for key in keys:
+            self._waiting[key].add(changed)
         try:
             yield changed
         finally:
-            self._waiting[job_id].discard(changed)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
+            for key in keys:
+                self._waiting[key].discard(changed)
+                if not self._waiting[key]:
+                    del self._waiting[key]
 
     @property
     def closing(self) -> bool:
@@ -63,11 +68,11 @@ class Changes:
     def close(self) -> None:
         """Let everybody who waits go: the process is about to stop."""
         self._closing = True
-        for job_id in list(self._waiting):
-            self._wake(job_id)
+        for key in list(self._waiting):
+            self._wake(key)
 
-    def _wake(self, job_id: str) -> None:
-        for changed in self._waiting.get(job_id, ()):
+    def _wake(self, key: tuple[str, str]) -> None:
+        for changed in self._waiting.get(key, ()):
             changed.set()
 
 

@@ -103,6 +103,20 @@ end
 return claimed
 """
 
+# KEYS image in_progress arq_retry; ARGV id started_channel
+# Gone meanwhile: erased or expired, and then nothing of the claim is left either.
+TAKE = """#!lua flags=allow-oom
+local sealed = redis.call('GET', KEYS[1])
+if sealed then redis.call('PUBLISH', ARGV[2], ARGV[1]) else redis.call('DEL', KEYS[2], KEYS[3]) end
+return sealed
+"""
+
+# KEYS in_progress*; ARGV lease_ms
+RENEW = """#!lua flags=allow-oom
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[1]) end
+return #KEYS
+"""
+
 # KEYS crash; ARGV ttl
 COUNT = """#!lua flags=allow-oom
 redis.call('SET', KEYS[1], 0, 'PX', ARGV[1], 'NX')

@@ -51,7 +51,8 @@ LIMITS_PREFIX = PREFIX + "limit"  # below it lie the counters of the `limits` li
 USAGE_KEY = PREFIX + "usage"  # counts of finished jobs that are not in a database yet
 USAGE_BATCH_KEY = USAGE_KEY + ":batch"  # those that are on their way
 WORKERS_KEY = PREFIX + "workers"
-CHANGED_CHANNEL = PREFIX + "changed"  # ids of jobs whose state changed, for waiting clients
+CHANGED_CHANNEL = PREFIX + "changed"  # ids of jobs that are over, for waiting clients
+STARTED_CHANNEL = PREFIX + "started"  # ids of jobs that a worker took, for those who follow them
 TASK_NAME = "annotate"
 _JOB_MARGIN_S = 60
 _WORKER_TTL_MS = 3_000
@@ -239,6 +240,8 @@ class Store:
         self._take_usage = redis.register_script(lua.TAKE_USAGE)
         self._drop_usage = redis.register_script(lua.DROP_USAGE)
         self._claim = redis.register_script(lua.CLAIM)
+        self._take = redis.register_script(lua.TAKE)
+        self._renew = redis.register_script(lua.RENEW)
         self._count = redis.register_script(lua.COUNT)
         self._heartbeat = redis.register_script(lua.HEARTBEAT)
 
@@ -405,20 +408,17 @@ class Store:
         await self._run(self._drop_usage, [USAGE_BATCH_KEY], [batch.id])
 
     async def changes(self) -> PubSub:
-        """A subscription to the ids of jobs whose state changed."""
+        """A subscription to the ids of jobs that started or are over, each on its channel."""
         pubsub = self.redis.pubsub()
-        await pubsub.subscribe(CHANGED_CHANNEL)
+        await pubsub.subscribe(CHANGED_CHANNEL, STARTED_CHANNEL)
         return pubsub
 
     # the worker's side
 
     async def take(self, job_id: str) -> bytes | None:
         """The sealed payload of a job that starts; None when it was erased or has expired."""
-        async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.get(image_key(job_id))
-            pipe.publish(CHANGED_CHANNEL, job_id)
-            sealed, _ = await pipe.execute()
-        return sealed  # type: ignore[no-any-return]
+        keys = [image_key(job_id), in_progress_key_prefix + job_id, retry_key_prefix + job_id]
+        return await self._run(self._take, keys, [job_id, STARTED_CHANNEL])  # type: ignore[no-any-return]
 
     async def finish(self, job_id: str, sealed: bytes, finished: Finished | None = None) -> bool:
         """Store the result, delete the image, leave the queue, be counted; False if it is gone."""
@@ -461,10 +461,7 @@ class Store:
 
     async def drop(self, job_id: str) -> None:
         """Give up a job that nobody can be told about, because its payload does not open."""
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.delete(image_key(job_id))
-            pipe.publish(CHANGED_CHANNEL, job_id)
-            await pipe.execute()
+        await self.erase(job_id)
 
     async def heartbeat(self, worker: WorkerInfo) -> None:
         await self._run(
@@ -506,10 +503,8 @@ class Store:
         """Keep the leases of running jobs, so that a dead worker's jobs are soon free again."""
         if not job_ids:
             return
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.pexpire(in_progress_key_prefix + job_id, int(lease_s * 1000))
-            await pipe.execute()
+        keys = [in_progress_key_prefix + job_id for job_id in job_ids]
+        await self._run(self._renew, keys, [int(lease_s * 1000)])
 
     async def wake_ups(self, model: str) -> PubSub:
         """A subscription that fires when a job for `model` is queued."""

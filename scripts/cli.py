@@ -74,6 +74,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--images", type=Path, help="folder of the images, to draw the worst")
     evaluate.set_defaults(run=_evaluate)
 
+    bench = commands.add_parser("bench", help="how fast the service is on this machine")
+    bench.add_argument("--quick", action="store_true", help="small and in one round, for a look")
+    bench.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these measures alone")
+    bench.add_argument("--rounds", type=int, metavar="N", help="how often each (default 3)")
+    bench.add_argument(
+        "--stand-in",
+        type=float,
+        default=0,
+        metavar="MS",
+        help="a model that sleeps so long for each image in place of the detector",
+    )
+    bench.add_argument(
+        "--out", type=Path, default=Path("out/bench"), help="folder for bench.json and bench.png"
+    )
+    bench.set_defaults(run=_bench)
+
     quality = commands.add_parser("bench-quality", help="how well exemplar finds, by known truth")
     quality.add_argument(
         "--data",
@@ -279,6 +295,19 @@ def _annotate(options: argparse.Namespace) -> int:
     from scripts import annotate
 
     return uvloop.run(annotate.run(options))
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import uvloop
+
+    try:
+        from scripts.bench.run import run
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"This needs {error.name}: pip install 'mayfly[bench]'.") from None
+    try:
+        return uvloop.run(run(options))
+    except asyncio.CancelledError:
+        return 143  # ended by SIGTERM, in order
 
 
 def _bench_quality(options: argparse.Namespace) -> int:

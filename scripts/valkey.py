@@ -43,15 +43,20 @@ async def private_valkey(folder: Path) -> AsyncIterator[str]:
         preexec_fn=child_setup,
     )
     try:
-        await _answers(process, socket)
+        await answers(socket, process)
         yield f"unix://{socket}"
     finally:
         await stop([process], 3)
 
 
-async def _answers(process: asyncio.subprocess.Process, socket: Path) -> None:
+async def answers(socket: Path, process: asyncio.subprocess.Process | None = None) -> None:
+    """Wait for the server at `socket`, which is `process` if the caller started it.
+
+    Raises:
+        RuntimeError: it ended, or does not answer within 10 s.
+    """
     for _ in range(500):
-        if process.returncode is not None:
+        if process and process.returncode is not None:
             break
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_unix_connection(str(socket))
@@ -61,4 +66,4 @@ async def _answers(process: asyncio.subprocess.Process, socket: Path) -> None:
             if answer == b"+PONG\r\n":
                 return
         await asyncio.sleep(0.02)
-    raise RuntimeError("the private Valkey did not start")
+    raise RuntimeError("Valkey did not start")

@@ -1,10 +1,10 @@
 """arq's worker, made to start jobs at once, to share a queue fairly and to free jobs of the dead.
 
-The queue's form, its limits and how a job ends are arq's. How jobs are found, claimed and started
-is replaced: stock arq polls on a timer, reads the head of the queue with the running jobs in it,
+The queue's form and its limits are arq's. How jobs are found, claimed, started and ended is
+replaced: stock arq polls on a timer, reads the head of the queue with the running jobs in it,
 claims one job in four round trips, and counts its tries with a command that a full Redis refuses.
-Here a published signal ends the wait (polling stays as the fallback) and one script claims and
-counts all that there is room for.
+Here a published signal ends the wait (polling stays as the fallback), one script claims and counts
+all that there is room for, and the one that stores the result takes the job off the queue.
 """
 
 import asyncio
@@ -91,11 +91,12 @@ class QueueWorker(Worker):
         self.tasks[job.id].add_done_callback(done)
 
     async def _run(self, job: Claimed) -> None:
-        """The pipeline decides when to give a job up, and tells its owner: here it ends."""
+        """The pipeline ends it, and decides when to give it up; what takes too long ends here."""
         ctx = {"job_id": job.id, "job_try": job.tries, "score": job.turn}
         try:
             async with asyncio.timeout(self.job_timeout_s) as limit:
                 await self.functions[TASK_NAME].coroutine(ctx)
+            return
         except (asyncio.CancelledError, *STORE_ERRORS):  # drained, or Redis did not answer
             if not limit.expired():
                 await asyncio.shield(self._store.hand_back(job))

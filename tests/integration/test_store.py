@@ -209,3 +209,31 @@ async def test_workers_that_fall_silent_are_forgotten(store: Store) -> None:
     assert (await store.fleet()).workers == [worker]
     await store.farewell("w")
     assert (await store.fleet()).workers == []
+
+
+async def test_of_a_job_erased_after_its_claim_nothing_is_left(
+    store: Store, valkey: "redis.Redis"
+) -> None:
+    """Neither its lease nor its count of tries; the marker alone says that there was one."""
+    job_id = await _submit(store)
+    assert await store.claim(MODEL, 1, 5)
+    await store.erase(job_id)
+    assert await store.take(job_id) is None
+    keys = [key.decode() for key in valkey.keys(f"*{job_id}*")]  # type: ignore[union-attr]
+    assert keys == [job_key(job_id)]
+
+
+async def test_a_job_that_is_given_up_leaves_the_queue(store: Store, valkey: "redis.Redis") -> None:
+    job_id = await _submit(store)
+    assert await store.claim(MODEL, 1, 5)
+    await store.drop(job_id)
+    assert valkey.zcard(queue_key(MODEL)) == 0
+    assert (await store.state(job_id)).status == "gone"
+
+
+async def test_all_leases_are_renewed_at_once(store: Store, valkey: "redis.Redis") -> None:
+    jobs = [await _submit(store) for _ in range(3)]
+    assert len(await store.claim(MODEL, 3, 0.5)) == 3
+    await store.renew(jobs[:2], 60)
+    left = [valkey.pttl(f"arq:in-progress:{job_id}") for job_id in jobs]
+    assert [ttl > 30_000 for ttl in left] == [True, True, False]  # type: ignore[operator]

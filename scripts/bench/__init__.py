@@ -1,0 +1,1 @@
+"""`mayfly bench`: how fast the service is, measured on this machine."""

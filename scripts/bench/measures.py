@@ -1,0 +1,245 @@
+"""What is measured: one function each, called once a round, and the list of them all.
+
+A measure answers with figures by case. What it keeps for the next round idles meanwhile.
+"""
+
+import asyncio
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import msgspec
+
+from jobs.contract import MAIN_IMAGE, Request
+from jobs.process import background
+from jobs.sealing import Capability, Payload, PublicKey
+from jobs.store import Store, queue_key
+from scripts.bench.bench import Bench, sleeper
+from scripts.bench.load import Figures, load, mayfly, percentile
+from scripts.bench.processes import group, python
+from scripts.bench.servers import START_S, Service, start_service
+from scripts.bench.stand_in import NAME as SLEEPER
+
+Cases = dict[str, Figures]
+_SLEEP_S = 0.5  # of the model that is scaled out: so that 64 workers need a part of a core only
+_SETTLE_S = 1.0  # until what has been started is over with it
+_STARTS = 200  # jobs whose start is timed
+_FEED_S = 0.02  # between looks at a queue that is kept long
+_AT_A_TIME = 500
+_REQUEST = msgspec.json.encode(Request(model=SLEEPER))
+
+
+class Measure(NamedTuple):
+    """`about` says in the report what the figures are of."""
+
+    name: str
+    about: str
+    run: Callable[[Bench], Awaitable[Cases]]
+
+
+async def raw(bench: Bench) -> Cases:
+    processes, new = await bench.group("raw")
+    if new:
+        folder = bench.folder / "pictures"
+        folder.mkdir()
+        for number, picture in enumerate(bench.pictures):
+            (folder / f"{number:03}.jpg").write_bytes(picture)
+        stand_in = [] if bench.sleep_s is None else [str(bench.sleep_s)]
+        await processes.start(
+            "loop",
+            python("scripts.bench.raw", str(folder), *stand_in),
+            environment={
+                "MAYFLY_CHECKPOINTS": bench.checkpoint,
+                "MAYFLY_MODELS": bench.wish["model"],
+            },
+            log=bench.folder / "raw.log",
+            cores=bench.cores,
+            pipe=True,
+        )
+        await processes.said("loop", "ready", START_S)
+    cpu = processes.cpu_s()
+    count, rate = map(float, (await processes.ask("loop", str(bench.sizes.seconds), 60)).split())
+    cpu = processes.cpu_s() - cpu
+    memory = processes.memory_mb()
+    return {"loop": {"images/s": rate, "CPU ms/image": cpu / count * 1e3, "memory MB": memory}}
+
+
+async def service(bench: Bench) -> Cases:
+    its = await bench.detector()
+    target = mayfly(its.url, its.group, bench.pictures, bench.wish)
+    return {
+        f"concurrency {c}": await load(target, c, bench.sizes.seconds)
+        for c in bench.sizes.concurrency
+    }
+
+
+async def apart(bench: Bench) -> Cases:
+    if not bench.spare:
+        return {}
+    its = await bench.detector("apart", worker_cores=bench.spare)
+    target = mayfly(its.url, its.group, bench.pictures, bench.wish)
+    most = [c for c in bench.sizes.concurrency if c <= 32][-1]
+    return {f"concurrency {most}": await load(target, most, bench.sizes.seconds)}
+
+
+async def front_door(bench: Bench) -> Cases:
+    its = await bench.nothing()
+    target = mayfly(its.url, its.group, bench.pictures, {"model": SLEEPER})
+    counts = [c for c in bench.sizes.concurrency if c in (1, 8, 32)]
+    return {f"concurrency {c}": await load(target, c, bench.sizes.seconds) for c in counts}
+
+
+async def start(bench: Bench) -> Cases:
+    its = await bench.nothing()
+    store = Store.open(its.settings)
+    latencies = []
+    try:
+        async with await store.changes() as changes:
+            await changes.get_message(timeout=5)  # that it is subscribed
+            for _ in range(_STARTS):
+                begin = time.perf_counter()
+                await _submit(store, its.key, bench.pictures[0])
+                await changes.get_message(ignore_subscribe_messages=True, timeout=5)
+                latencies.append((time.perf_counter() - begin) * 1e3)
+                while await changes.get_message(timeout=0.005):
+                    pass  # that it is done
+    finally:
+        await store.close()
+    return {
+        "idle worker": {"p50 ms": statistics.median(latencies), "p99 ms": percentile(latencies, 99)}
+    }
+
+
+async def idle(bench: Bench) -> Cases:
+    its = await bench.nothing()
+    took, spent = await _spent(its, bench.sizes.seconds, "worker", "front door", "valkey")
+    return {role: {"% of a core": cpu_s / took * 100} for role, cpu_s in spent.items()}
+
+
+async def in_flight(bench: Bench) -> Cases:
+    cases = {}
+    for count in bench.sizes.in_flight:
+        endless = sleeper(10 * bench.sizes.seconds)
+        async with _queue(bench, endless, max_in_flight=str(max(count, 1))) as (its, store):
+            for _ in range(count):
+                await _submit(store, its.key, bench.pictures[0])
+            await asyncio.sleep(_SETTLE_S)
+            took, spent = await _spent(its, bench.sizes.seconds, "worker")
+            running = (await store.fleet()).workers[0].in_flight
+        share = spent["worker"] / took * 100
+        cases[f"{count} jobs"] = {"% of a core": share, "in flight": running}
+    return cases
+
+
+async def drain(bench: Bench) -> Cases:
+    cases = {}
+    for depth in bench.sizes.queued:
+        async with _queue(bench, sleeper(0)) as (its, store):
+            cases[f"{depth} queued"] = await _rate(its, store, depth, bench.sizes.seconds)
+    return cases
+
+
+async def scaling(bench: Bench) -> Cases:
+    cases = {}
+    for workers in bench.sizes.workers:
+        command = sleeper(_SLEEP_S, workers)
+        async with _queue(bench, command, workers=workers, max_in_flight="2") as (its, store):
+            seconds = max(bench.sizes.seconds, 3 * _SLEEP_S)
+            figures = await _rate(its, store, 4 * workers, seconds)
+        figures["of the ideal"] = figures["jobs/s"] * _SLEEP_S / workers
+        cases[f"{workers} workers"] = figures
+    return cases
+
+
+MEASURES = [
+    Measure("raw", "the bare loop: decode, prepare, forward, finish, without a service", raw),
+    Measure("service", "an image and its result in one request, all on one core", service),
+    Measure("apart", "the same with the worker alone on its core", apart),
+    Measure("front-door", "a model that does nothing, and images not decoded", front_door),
+    Measure("start", "from the submission to the store to the start of the job", start),
+    Measure("idle", "CPU of the parts of a service that has nothing to do", idle),
+    Measure("in-flight", "CPU of a worker whose jobs wait for the device", in_flight),
+    Measure("drain", "one worker, a model that does nothing, a queue that stays as long", drain),
+    Measure("scaling", f"workers of a model that sleeps {_SLEEP_S:g} s for each image", scaling),
+]
+
+
+@asynccontextmanager
+async def _queue(
+    bench: Bench, worker: list[str], *, workers: int = 1, max_in_flight: str = "16"
+) -> AsyncIterator[tuple[Service, Store]]:
+    """A Valkey with workers and no front door, ended when the body ends."""
+    count = len(list(bench.folder.glob("queue-*")))
+    async with group() as processes:
+        its = await start_service(
+            processes,
+            bench.folder / f"queue-{count}",
+            worker,
+            bench.cores,
+            workers=workers,
+            front_door=False,
+            models=SLEEPER,
+            image_ttl_s="1800",
+            result_ttl_s="1",
+            max_in_flight=max_in_flight,
+        )
+        store = Store.open(its.settings)
+        try:
+            yield its, store
+        finally:
+            await store.close()
+
+
+async def _rate(its: Service, store: Store, depth: int, seconds: float) -> Figures:
+    """Jobs that workers finish from a queue that is kept at `depth`.
+
+    Each job that is done is replaced, so that it costs the same at any depth; and the workers are
+    stopped while the queue is filled for the first time.
+    """
+    submitted = 0
+
+    async def left() -> int:
+        return int(await store.redis.zcard(queue_key(SLEEPER)))
+
+    async def fill() -> None:
+        nonlocal submitted
+        while missing := depth - await left():
+            batch = min(missing, _AT_A_TIME)
+            await asyncio.gather(*(_submit(store, its.key, b"\0") for _ in range(batch)))
+            submitted += batch
+
+    async def feed() -> None:
+        while True:
+            await fill()
+            await asyncio.sleep(_FEED_S)
+
+    its.group.signal(signal.SIGSTOP, "worker")
+    await fill()
+    its.group.signal(signal.SIGCONT, "worker")
+    async with background(feed()):
+        await asyncio.sleep(_SETTLE_S)
+        done = submitted - await left()
+        took, spent = await _spent(its, seconds, "worker", "valkey")
+        count = submitted - await left() - done
+    costs = {f"{role} CPU ms/job": cpu_s / count * 1e3 for role, cpu_s in spent.items()}
+    return {"jobs/s": count / took, **costs}
+
+
+async def _spent(its: Service, seconds: float, *roles: str) -> tuple[float, dict[str, float]]:
+    """Let so much time pass; returns how much it was, and the CPU time of parts of a service."""
+    begin, before = time.perf_counter(), {role: its.group.cpu_s(role) for role in roles}
+    await asyncio.sleep(seconds)
+    took = time.perf_counter() - begin
+    return took, {role: its.group.cpu_s(role) - at for role, at in before.items()}
+
+
+async def _submit(store: Store, key: PublicKey, image: bytes) -> None:
+    capability = Capability.new()
+    payload = Payload(capability.result_key, _REQUEST, {MAIN_IMAGE: image}, time.time_ns() // 10**6)
+    sealed = key.seal(capability.id, payload)
+    outcome = await store.submit(capability.id, sealed, SLEEPER, bulk=False, subject="bench")
+    if outcome != "queued":
+        raise RuntimeError(f"a job was not queued: {outcome}")
