@@ -53,10 +53,15 @@ class PointPrompt(_Prompt, frozen=True, tag="point"):
     point: tuple[float, float]
 
 
-class TextPrompt(_Prompt, frozen=True, tag="text"):
-    """Words for what to find."""
+class TextPrompt(_Prompt, frozen=True, tag="text", kw_only=True):
+    """Words for what to find. Without a label its finds are called by them."""
 
     text: Hint[str, Meta(min_length=1, max_length=1000)]
+    label: Hint[str, Meta(max_length=200)] = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            msgspec.structs.force_setattr(self, "label", self.text[:200])
 
 
 class EmbeddingPrompt(_Prompt, frozen=True, tag="embedding"):
@@ -182,6 +187,12 @@ class Failed(Struct, frozen=True, tag="failed", tag_field="outcome"):
 Result = Annotated | Embedded | Failed
 
 _request = msgspec.json.Decoder(Request)
+_EXAMPLES: dict[PromptType, str] = {
+    "box": '{"type": "box", "box": [x0, y0, x1, y1]} round one example',
+    "point": '{"type": "point", "point": [x, y]} on one example',
+    "text": '{"type": "text", "text": "a coin"}',
+    "embedding": '{"type": "embedding", "data": "…"}, as "task": "embed" answers',
+}
 
 
 def parse_request(text: bytes | str) -> Request:
@@ -297,8 +308,8 @@ def check_model(request: Request, model: ModelInfo) -> None:
     if model.prompts and not any(not prompt.negative for prompt in request.prompts):
         raise unprocessable(
             "prompt_missing",
-            f"Model {model.name} needs to be shown what to look for: add a prompt that is not "
-            'negative, such as {"type": "box", "box": [x0, y0, x1, y1]} round one example.',
+            f"Model {model.name} needs to be told what to look for: add a prompt that is not "
+            f"negative, such as {_EXAMPLES[model.prompts[0]]}.",
         )
 
 

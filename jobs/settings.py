@@ -80,10 +80,10 @@ class Settings:
     default_model: str = _setting("exemplar", "Model for requests that name none.")
     models: tuple[str, ...] = _setting(("exemplar",), "Worker: models to serve, comma-separated.")
     weights_dir: Path | None = _setting(
-        None, "Worker: folder with torchvision's weight files; its own cache folder by default."
+        None, "Worker: folder with fetched weights; torch's own cache folder by default."
     )
     checkpoints: tuple[str, ...] = _setting(
-        (), "Worker: own weights for torchvision models, NAME=PATH, comma-separated."
+        (), "Worker: own weights by model, NAME=PATH, comma-separated; a file or a folder."
     )
     device: str = _setting("auto", "Worker: auto, cpu, cuda, cuda:1 or mps.")
     decode_threads: int = _setting(2, "Worker: threads that decode and prepare images.")

@@ -108,8 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     actions = models.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="every model and whether its weights are there")
     listing.set_defaults(run=_models_list)
-    fetch = actions.add_parser("fetch", help="download a model's weights with torchvision's code")
+    fetch = actions.add_parser("fetch", help="download a model's weights from who publishes them")
     fetch.add_argument("name")
+    fetch.add_argument(
+        "--revision", help="of an open-vocabulary model: branch, tag or commit (default: main)"
+    )
     fetch.set_defaults(run=_models_fetch)
 
     keys = commands.add_parser("keys", help="make, list and end keys")
@@ -348,7 +351,7 @@ def _models_fetch(options: argparse.Namespace) -> int:
     from worker import models
 
     try:
-        path = models.fetch(options.name, Settings.from_env().weights_dir)
+        path = models.fetch(options.name, Settings.from_env().weights_dir, options.revision)
     except models.ModelUnavailable as error:
         raise SettingsError(str(error)) from None
     print(f"{options.name}: {path or 'nothing to fetch, its weights are installed'}")

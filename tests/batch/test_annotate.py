@@ -208,7 +208,7 @@ async def test_what_the_model_cannot_do_is_told_before_anything_is_sent(
 ) -> None:
     ran = await annotate(pictures)
     assert ran.code == 78
-    assert "needs to be shown what to look for" in ran.err
+    assert "needs to be told what to look for" in ran.err
     paint(pictures / "0.jpg", 1)
     ran = await annotate(pictures, "--box", BOX, "--format", "yolo", "-o", tmp_path / "set")
     assert "0.jpg and 0.png would share one file" in ran.err

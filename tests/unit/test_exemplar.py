@@ -399,7 +399,7 @@ def test_embeddings_combine_and_may_be_negative(model: Exemplar) -> None:
     ("change", "says"),
     [
         (lambda text: "no base64!", "is not base64"),
-        (lambda text: "AAAA" + text[4:], "no embedding of this service"),
+        (lambda text: "AAAA" + text[4:], "no embedding of this model"),
         (lambda text: text[:4] + "AAAAAAAA" + text[12:], "another version"),
         (lambda text: text[: len(text) // 8 * 4], "cut off"),
         (lambda text: text[:16] + "AAAAgH8AAIB/" + text[28:], "numbers that no example has"),

@@ -50,7 +50,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_names_are_torchvisions_with_ours_first() -> None:
     assert models.names()[0] == "exemplar"
-    assert models.names()[1:] == zoo.names()
+    assert models.names()[1:] == [*zoo.names(), *models.OPEN_VOCABULARY]
 
 
 def test_names_cost_no_torch() -> None:

@@ -28,6 +28,7 @@ TORCHVISION = (
     "ssd300_vgg16",
     "ssdlite320_mobilenet_v3_large",
 )
+OPEN_VOCABULARY = ("owlv2", "grounding-dino")
 
 
 class ModelUnavailable(Exception):
@@ -36,21 +37,22 @@ class ModelUnavailable(Exception):
 
 def names() -> list[str]:
     """All models by name, the default one first."""
-    return [EXEMPLAR, *TORCHVISION]
+    return [EXEMPLAR, *TORCHVISION, *OPEN_VOCABULARY]
 
 
 def describe(weights_dir: Path | None, checkpoints: Mapping[str, Path]) -> list[ModelInfo]:
     """All models as `names` has them, with `ready` and `problem` for what is on this machine.
 
     Args:
-        weights_dir: folder of torchvision's weight files; torch's own one if None.
-        checkpoints: own weights by model name, which go before torchvision's.
+        weights_dir: folder of weights; torch's own one if None.
+        checkpoints: own weights by model name, which go before the published ones.
     """
-    from worker.models import zoo
+    from worker.models import hub, zoo
     from worker.models.exemplar import Exemplar
 
     infos = [Exemplar.info]
     infos += [zoo.describe(name, weights_dir, checkpoints.get(name)) for name in TORCHVISION]
+    infos += [hub.describe(name, weights_dir, checkpoints.get(name)) for name in OPEN_VOCABULARY]
     return infos
 
 
@@ -72,21 +74,34 @@ def load(
             return Exemplar(device)
         except (FileNotFoundError, ValueError) as error:  # its weights are missing or changed
             raise ModelUnavailable(str(error)) from None
-    _check_zoo(name)
+    _check_known(name)
+    if name in OPEN_VOCABULARY:
+        from worker.models import hub
+
+        return hub.load(name, device, weights_dir, checkpoints.get(name))
     from worker.models import zoo
 
     return zoo.load(name, device, weights_dir, checkpoints.get(name))
 
 
-def fetch(name: str, weights_dir: Path | None) -> Path | None:
+def fetch(name: str, weights_dir: Path | None, revision: str | None = None) -> Path | None:
     """Download what `name` needs. None if it needs nothing.
+
+    Args:
+        revision: of an open-vocabulary model's repository: a branch, tag or commit.
 
     Raises:
         ModelUnavailable: no model has this name, or the download failed.
     """
     if name == EXEMPLAR:
         return None
-    _check_zoo(name)
+    _check_known(name)
+    if name in OPEN_VOCABULARY:
+        from worker.models import hub
+
+        return hub.fetch(name, weights_dir, revision)
+    if revision:
+        raise ModelUnavailable(f"The weights of {name} have no revisions.")
     from worker.models import weights
 
     return weights.fetch(name, weights_dir)
@@ -116,6 +131,6 @@ def pick_device(name: str) -> "torch.device":
     return device
 
 
-def _check_zoo(name: str) -> None:
-    if name not in TORCHVISION:
+def _check_known(name: str) -> None:
+    if name not in names():
         raise ModelUnavailable(f"There is no model {name}. There are: {', '.join(names())}.")

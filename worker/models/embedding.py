@@ -13,8 +13,6 @@ fits the head that made it and no other; it can be shown to any later image.
       float32     one step of the fine features;   196 x 16 int8, row by row
 """
 
-import base64
-import binascii
 import struct
 from dataclasses import dataclass
 
@@ -22,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.problems import unprocessable
+from worker.models import portable
 from worker.models.head import COARSE, COARSE_CHANNELS, FINE, FINE_CHANNELS, Thing
 
-_MAGIC, _MOST = b"MFX", 32
+_MAGIC = b"MFX"
 _GRIDS = ((COARSE * COARSE, COARSE_CHANNELS), (FINE * FINE, FINE_CHANNELS))
 _SIZE = struct.Struct("<3f")
 _STEP = struct.Struct("<f")
@@ -50,16 +48,17 @@ class Remembered:
 
 def pack(examples: list[Remembered], head_id: bytes) -> str:
     """Write examples as an embedding of the head with that identity (8 bytes)."""
-    parts = [_MAGIC, head_id, bytes([len(examples)])]
+    records = []
     for one in examples:
-        parts.append(_SIZE.pack(one.width, one.height, one.share))
+        parts = [_SIZE.pack(one.width, one.height, one.share)]
         for grid in (one.thing.coarse, one.thing.fine):
             step = max(1e-6, float(grid.abs().max()) / 127)
             parts += [
                 _STEP.pack(step),
                 (grid / step).round().to(torch.int8).cpu().numpy().tobytes(),
             ]
-    return base64.b64encode(b"".join(parts)).decode()
+        records.append(b"".join(parts))
+    return portable.write(_MAGIC, head_id, records)
 
 
 def unpack(text: str, head_id: bytes) -> list[Remembered]:
@@ -68,18 +67,7 @@ def unpack(text: str, head_id: bytes) -> list[Remembered]:
     Raises:
         Problem: 422 ``embedding_invalid`` if it is none, or one of another head.
     """
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise _invalid("is not base64 of an embedding") from None
-    head, body = data[: len(_MAGIC) + 9], data[len(_MAGIC) + 9 :]
-    if not head.startswith(_MAGIC) or len(head) < len(_MAGIC) + 9:
-        raise _invalid("is no embedding of this service")
-    if head[3:11] != head_id:
-        raise _invalid("was made by another version of the model")
-    if not 1 <= head[11] <= _MOST or len(body) != head[11] * _EXAMPLE:
-        raise _invalid("is cut off")
-    return [_example(body[at : at + _EXAMPLE]) for at in range(0, len(body), _EXAMPLE)]
+    return [_example(data) for data in portable.read(text, _MAGIC, head_id, _EXAMPLE)]
 
 
 def _example(data: bytes) -> Remembered:
@@ -93,11 +81,5 @@ def _example(data: bytes) -> Remembered:
         at += _STEP.size + cells * channels
     sane = (1 <= width <= 1e5, 1 <= height <= 1e5, 0 < share <= 1)
     if not all(sane) or not all(grid.isfinite().all() for grid in grids):
-        raise _invalid("holds numbers that no example has")
+        raise portable.invalid("holds numbers that no example has")
     return Remembered(Thing(*grids), width, height, share)
-
-
-def _invalid(why: str) -> Exception:
-    return unprocessable(
-        "embedding_invalid", f'An embedding {why}. Make it anew with "task": "embed".'
-    )
