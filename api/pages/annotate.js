@@ -17,10 +17,13 @@ const model = () => view.models.find(({ name }) => name === $("model").value);
 const takes = (type) => model()?.prompts.includes(type) ?? false;
 const shown = () => view.finds.filter(({ score }) => score >= Number($("threshold").value));
 const everything = () => [...view.prompts, ...shown()];
-const names = () => [...new Set([...referred(), ...view.prompts, ...view.finds].map(({ label }) => label))];
+const words = () => (takes("text") ? $("words").value.split(",") : []).map((text) => text.trim()).filter(Boolean)
+  .map((text) => ({ type: "text", text, label: text.slice(0, 200) }));
+const names = () => [...new Set([...words(), ...referred(), ...view.prompts, ...view.finds].map(({ label }) => label))];
 const referred = () => view.references.flatMap(({ prompts }) => prompts);
 const colour = (label) => COLOURS[Math.max(0, names().indexOf(label)) % COLOURS.length];
 const label = () => $("label").value.trim() || "object";
+const asked = (prompts) => prompts.filter(({ type }) => takes(type));
 
 function change(update) {
   view.past.push({ prompts: view.prompts, finds: view.finds });
@@ -49,13 +52,15 @@ function hint() {
   if (!view.file) return "";
   if (view.cross && view.drag) return "Arrows, then Space for the other corner.";
   if (model() && !model().prompts.length) return `This model knows ${model().labels.length || "its"} labels and needs no box.`;
+  if (!takes("box") && takes("text")) return "This model is told in words what to find.";
   if (view.tool === "negative") return "Drag a box round something that looks alike and is not meant.";
   if (view.tool === "point") return "Click on one that you mean.";
-  return view.prompts.length ? "More examples help. A click chooses a box." : "Drag a box round one that you mean.";
+  if (view.prompts.length) return "More examples help. A click chooses a box.";
+  return `${takes("text") ? "Write what you mean, or drag" : "Drag"} a box round one that you mean.`;
 }
 
 function refresh() {
-  const meant = [...referred(), ...view.prompts].some(({ negative }) => !negative);
+  const meant = asked([...words(), ...referred(), ...view.prompts]).some(({ negative }) => !negative);
   $("find").disabled = view.busy || !view.file || Boolean(model()?.prompts.length && !meant);
   $("undo").disabled = !view.past.length;
   $("clear").disabled = !view.prompts.length && !view.finds.length;
@@ -366,11 +371,12 @@ const floor = (one) => Math.round(one.min_score * 50) / 100;
 
 function submission() {
   const form = new FormData(), request = { model: model().name, outputs: wanted(), min_score: floor(model()) };
-  if (model().prompts.length) Object.assign(request, { prompts: [...view.prompts], match: $("match").value });
+  if (model().prompts.length) Object.assign(request, { prompts: asked([...view.prompts, ...words()]), match: $("match").value });
   view.references.forEach(({ file, prompts }, number) => {
     const image = `example${number}`;
-    request.prompts?.push(...prompts.map((prompt) => ({ ...prompt, image })));
-    if (request.prompts) form.append(image, file, image);
+    if (!takes("box")) return;
+    request.prompts.push(...prompts.map((prompt) => ({ ...prompt, image })));
+    form.append(image, file, image);
   });
   form.append("request", JSON.stringify(request));
   form.append("image", view.file, "image"); // its name stays here
@@ -468,7 +474,8 @@ function announce() {
 
 function showModel() {
   const one = model();
-  $("match-row").hidden = !one?.prompts.length;
+  $("match-row").hidden = !takes("box") || takes("text"); // for models that know examples only
+  $("words-row").hidden = !takes("text");
   $("outputs").hidden = (one?.outputs.length ?? 0) < 2;
   $("outputs").replaceChildren(...(one?.outputs ?? []).map((name) => {
     const label = document.createElement("label"), box = document.createElement("input");
@@ -536,6 +543,10 @@ document.addEventListener("keydown", pageKey);
 new ResizeObserver(draw).observe($("frame"));
 for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => take(button.dataset.tool));
 listen("label", "input", refresh);
+listen("words", "input", () => {
+  if (!view.prompts.length) $("label").value = words()[0]?.label ?? "object"; // so that a box joins its words
+  refresh();
+});
 listen("model", "change", () => { showModel(); keep(); });
 listen("format", "change", keep);
 listen("threshold", "input", () => { if (!shown().includes(view.chosen) && !view.prompts.includes(view.chosen)) view.chosen = null; refresh(); });

@@ -1,8 +1,8 @@
 """A whole service in a network of its own, where every address there is refuses.
 
-Run as ``unshare --net python -m tests.privacy.alone FOLDER``. Annotates one image over HTTP and
-prints how many connections and datagrams anybody in this network has begun meanwhile, and how many
-of these were the client's own; before, how many were seen when two were begun on purpose.
+Run as ``unshare --net python -m tests.privacy.alone FOLDER MODEL``. Annotates one image over HTTP
+and prints how many connections and datagrams anybody in this network has begun meanwhile, and how
+many of these were the client's own; before, how many were seen when two were begun on purpose.
 """
 
 import contextlib
@@ -47,16 +47,32 @@ def _begin_on_purpose() -> dict[str, int]:
     return _since(before)
 
 
-def main(folder: Path) -> None:
+def _owlv2(folder: Path) -> dict[str, str]:
+    """A tiny one, whose libraries know a hub to ask."""
+    from tests import tiny
+
+    tiny.owlv2(folder / "weights" / "owlv2")
+    return {
+        "MAYFLY_WEIGHTS_DIR": str(folder / "weights"),
+        "MAYFLY_MODELS": "owlv2",
+        "MAYFLY_DEFAULT_MODEL": "owlv2",
+        "HF_HUB_OFFLINE": "0",
+    }
+
+
+def main(folder: Path, model: str) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     # all addresses are this machine's own, and nobody listens there: attempts count, and fail
     subprocess.run(["ip", "route", "add", "local", "default", "dev", "lo"], check=True)
     control = _begin_on_purpose()
+    asked, environment = BOX_REQUEST, {}
+    if model == "owlv2":
+        asked, environment = {"prompts": [{"type": "text", "text": "a dog"}]}, _owlv2(folder)
     before = _begun()
-    service = Service(folder)
+    service = Service(folder, **environment)
     try:
         request = urllib.request.Request(
-            f"{service.url}/v1/jobs?request={quote(json.dumps(BOX_REQUEST))}",
+            f"{service.url}/v1/jobs?request={quote(json.dumps(asked))}",
             picture_bytes((200, 200)),
             {"Content-Type": "image/png", "Prefer": "wait=30"},
         )
@@ -69,4 +85,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

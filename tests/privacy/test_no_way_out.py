@@ -20,10 +20,13 @@ def _can() -> bool:
 
 
 @pytest.mark.skipif(not _can(), reason="needs `unshare --net` and `ip`, of Linux")
-def test_a_whole_service_annotates_an_image_and_begins_no_connection(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["exemplar", "owlv2"])
+def test_a_whole_service_annotates_an_image_and_begins_no_connection(
+    tmp_path: Path, model: str
+) -> None:
     """In a network where every address refuses, from its start to its end. Attempts would count,
     as two that are made on purpose do, the question for a name included."""
-    command = [*_UNSHARE, sys.executable, "-m", "tests.privacy.alone", str(tmp_path)]
+    command = [*_UNSHARE, sys.executable, "-m", "tests.privacy.alone", str(tmp_path), model]
     run = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert run.returncode == 0, run.stderr
     report = json.loads(run.stdout.splitlines()[-1])
