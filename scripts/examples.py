@@ -169,7 +169,9 @@ class Examples:
         return _checked(prompt, image)
 
     def _text(self, text: str) -> Example:
-        return _checked({"type": "text", "text": text, "label": text, "negative": False}, None)
+        return _checked(
+            {"type": "text", "text": text, "label": text[:200], "negative": False}, None
+        )
 
     def _file(self, path: Path) -> Iterable[Example]:
         """Prompts as the contract has them, a list or ``{"prompts": […]}``, with images by path."""
@@ -181,7 +183,8 @@ class Examples:
             image = prompt.pop("image", None)
             if image is None and prompt.get("type") in _FORMS:
                 raise SettingsError(f"{path}: each box and point names its image.")
-            filled = {"label": self._label, "negative": False, **prompt}
+            label = str(prompt.get("text", self._label))[:200]  # words are their own label
+            filled = {"label": label, "negative": False, **prompt}
             yield _checked(filled, self._find(image, path.parent) if image else None)
 
     def _labels(self, path: Path, count: int) -> list[Example]:

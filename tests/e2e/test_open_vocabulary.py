@@ -84,17 +84,21 @@ async def test_models_say_that_they_read(service: Service) -> None:
     assert loaded == {"owlv2": owl.version, "grounding-dino": dino.version}
 
 
-def test_the_command_annotates_by_words_and_by_words_and_a_box(
+def test_the_command_is_told_in_words_by_a_box_and_by_a_file(
     service: Service, tmp_path: Path
 ) -> None:
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.png").write_bytes(picture_bytes(SIZE))
-    for more in ([], ["--box", "20,20,120,100:dog"]):
-        out = tmp_path / f"found-{len(more)}.json"
+    pictures = [str(tmp_path / f"{name}.png") for name in ("one", "two")]
+    for path in pictures:
+        Path(path).write_bytes(picture_bytes(SIZE))
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps([{"type": "text", "text": "dog"}]))
+    box = ["--box", "20,20,120,100:dog"]
+    for told in (["--text", "dog"], ["--text", "dog", *box], ["--prompts", str(prompts)]):
+        out = tmp_path / f"found-{len(told)}{told[0]}.json"
         ran = subprocess.run(
             [
-                *(sys.executable, "-m", "scripts.cli", "annotate", *tmp_path.glob("*.png")),
-                *("--server", service.url, "--text", "dog", "--min-score", "0", *more),
+                *(sys.executable, "-m", "scripts.cli", "annotate", *pictures),
+                *("--server", service.url, "--min-score", "0", *told),
                 *("--format", "coco", "-o", str(out)),
             ],
             capture_output=True,
@@ -106,7 +110,7 @@ def test_the_command_annotates_by_words_and_by_words_and_a_box(
         found = json.loads(out.read_text())
         assert [category["name"] for category in found["categories"]] == ["dog"]
         assert {one["image_id"] for one in found["annotations"]} == {1, 2}
-        assert more == [] or "embedding of the examples" in ran.stderr
+        assert ("embedding of the examples" in ran.stderr) == ("--box" in told)
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs the program chromium: apt-get install chromium")

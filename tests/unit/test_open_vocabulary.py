@@ -33,6 +33,7 @@ from jobs.contract import (
     Prompt,
     Request,
     TextPrompt,
+    parse_request,
 )
 from jobs.problems import Problem
 from scripts.demo import iou
@@ -460,6 +461,12 @@ def test_what_grounding_dino_cannot_serve_is_told(dino: GroundingDino) -> None:
 
 
 # --- both ---
+
+
+def test_words_without_a_label_are_their_own() -> None:
+    assert (CAT.label, TextPrompt(text="x" * 300).label) == ("a cat", "x" * 200)
+    request = parse_request('{"prompts":[{"type":"text","text":"dog"}]}')
+    assert request.prompts == (DOG,)
 
 
 @pytest.mark.parametrize("name", ["owl", "dino"])

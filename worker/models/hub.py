@@ -176,7 +176,7 @@ def load(
     except Exception as error:  # transformers, tokenizers and safetensors raise many kinds here
         raise ModelUnavailable(
             f"{weights.folder} does not hold a model {name} that can be read "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). Fetch it again with "
+            f"({type(error).__name__}: {_first_line(error)}). Fetch it again with "
             f"`mayfly models fetch {name}`."
         ) from None
     fields = {"model": name, "weights": loaded.info.version}
@@ -230,14 +230,17 @@ def fetch(name: str, weights_dir: Path | None, revision: str | None) -> Path:
             repository, revision=commit, local_dir=folder, allow_patterns=_FILES, max_workers=2
         )
     except Exception as error:  # the hub's client and its transport raise many kinds here
-        reason = str(error).strip().splitlines() or [""]
         raise ModelUnavailable(
-            f"{repository} could not be fetched ({type(error).__name__}: {reason[0]}). On a "
-            f"machine that can, run `mayfly models fetch {name}`, and copy its folder to {folder}."
+            f"{repository} could not be fetched ({type(error).__name__}: {_first_line(error)}). On "
+            f"a machine that can, run `mayfly models fetch {name}`; copy its folder to {folder}."
         ) from None
     source = {"repository": repository, "revision": revision or "main", "commit": commit}
     (folder / _RECORD).write_text(json.dumps(source) + "\n")
     return folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _cut_off() -> None:
