@@ -18,7 +18,7 @@ test: check
 	@command -v chromium chromium-browser >/dev/null || \
 		echo "== the page's tests will be skipped: they need a browser, apt-get install chromium"
 	@echo "== tests"
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(STAMP)
 	@echo "== ruff, mypy, import-linter"

@@ -36,6 +36,10 @@ from worker.queue import QueueWorker
 # The pictures of these tests are nobody's, and many a machine that they run on has swap.
 os.environ.setdefault("MAYFLY_ALLOW_SWAP", "true")
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # threads of torch in several processes wait for each other, and do so busily
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
