@@ -80,11 +80,15 @@ class Batch:
         if self._options.limit is not None:
             pending = pending[: self._options.limit]
         self._catch_signals()
-        bar = tqdm(total=len(pending), unit="image", smoothing=0.1, dynamic_ncols=True)
+        bar = tqdm(
+            total=len(pending),
+            unit="image",
+            smoothing=0.1,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 5,  # a log needs no moving picture
+        )
         with bar:
-            outcomes = client.annotate_many(
-                self._items(pending, bar), self._options.concurrency, lambda _: self._show(bar)
-            )
+            outcomes = client.annotate_many(self._items(pending, bar), self._options.concurrency)
             writer = asyncio.create_task(self._keep_writing())
             try:
                 async for outcome in outcomes:
@@ -152,11 +156,8 @@ class Batch:
             if _is_hopeless(outcome.error) and not self._stopping.is_set():
                 self._broken = True
                 self._stopping.set()
-        bar.update()
-        self._show(bar)
-
-    def _show(self, bar: "tqdm[Any]") -> None:
         bar.set_postfix(found=self._found, failed=self._failures.count, refresh=False)
+        bar.update()
 
     async def _keep_writing(self) -> None:
         """Bring the journal to the disk each second, and the output up to date on the way, seldom

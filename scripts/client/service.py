@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +76,7 @@ class Client:
         seal: bool | str = False,
     ) -> None:
         self._calls = Calls(url, api_key, patience_s, ca_file)
+        self._boundary = uuid.uuid4().hex  # the same for all forms: both sides parse it once
         self._seal = seal
         self._sealing_key: PublicKey | None = None
         self._default_model = ""
@@ -218,7 +220,9 @@ class Client:
     ) -> None:
         images = {MAIN_IMAGE: image, **(references or {})}
         if not job.key:
-            await self._calls.call("POST", "/v1/jobs", job.token, body=_form(request, images))
+            await self._calls.call(
+                "POST", "/v1/jobs", job.token, body=_form(self._boundary, request, images)
+            )
             return
         try:
             await self._submit_sealed(job, job.key.public, request, images)
@@ -282,16 +286,20 @@ class Client:
         raise AssertionError("unreachable")
 
 
-def _form(request: Wish, images: Mapping[str, bytes]) -> Callable[[], aiohttp.FormData]:
+def _form(
+    boundary: str, request: Wish, images: Mapping[str, bytes]
+) -> Callable[[], aiohttp.MultipartWriter]:
     """A submission's body, made anew for each attempt."""
-    spec = msgspec.json.encode(request).decode()
+    spec = msgspec.json.encode(request)
 
-    def make() -> aiohttp.FormData:
-        data = aiohttp.FormData(default_to_multipart=True)
-        data.add_field("request", spec, content_type="application/json")
-        for name, content in images.items():
-            data.add_field(name, io.BytesIO(content), content_type="application/octet-stream")
-        return data
+    def make() -> aiohttp.MultipartWriter:
+        form = aiohttp.MultipartWriter("form-data", boundary)
+        parts = [("request", spec, "application/json")]
+        parts += [(name, image, "application/octet-stream") for name, image in images.items()]
+        for name, content, kind in parts:
+            part = form.append(io.BytesIO(content), {"Content-Type": kind})
+            part.set_content_disposition("form-data", name=name)
+        return form
 
     return make
 
