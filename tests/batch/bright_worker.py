@@ -1,13 +1,16 @@
 """The worker's process as it is, with a model of the tests in place of one with weights.
 
-Named `patches`, it needs no prompt.
+Named `patches`, it needs no prompt; named `patches:30`, it keeps a core busy
+for 30 ms an image, too.
 """
 
+import hashlib
 import sys
+import time
 from typing import Any
 
 from jobs.process import run
-from tests.fakes import Bright, Patches
+from tests.fakes import Bright, Patches, Seen
 from worker import models
 from worker.main import run as worker
 
@@ -17,8 +20,22 @@ def _cpu(_: str) -> Any:
     return "cpu"
 
 
+class _Busy(Patches):
+    """Takes as much of a core as a model with weights does, and leaves the others alone."""
+
+    def __init__(self, ms: float) -> None:
+        self._seconds = ms / 1000
+
+    def forward(self, items: list[Seen]) -> list[Seen]:
+        until = time.thread_time() + self._seconds * len(items)
+        while time.thread_time() < until:
+            hashlib.sha256(bytes(500_000))
+        return items
+
+
 def _bright(*_: Any) -> Any:
-    return Patches() if sys.argv[1:] == ["patches"] else Bright()
+    name, *ms = "".join(sys.argv[1:]).split(":")
+    return _Busy(float("".join(ms) or 0)) if name == "patches" else Bright()
 
 
 if __name__ == "__main__":
