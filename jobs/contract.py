@@ -24,9 +24,9 @@ Unit = Hint[float, Meta(ge=0, le=1)]
 # Memory that a pixel of WebP takes while decoded, against one of JPEG or PNG: its reader holds
 # two canvases and a copy. So fewer of them are taken.
 WEBP_COST = 1.7
-# A JPEG may come in scans, each a walk over all its pixels. Encoders write about ten.
+# A JPEG may come in scans, each a walk over all its pixels. Encoders write ten, of CMYK 18.
 MAX_SCANS = 64
-MAX_SCANS_OF_LARGEST = 16  # where there are as many pixels as are allowed
+MAX_SCANS_OF_LARGEST = 18  # where there are as many pixels as are allowed
 MAIN_IMAGE = "image"  # the part that is annotated; prompts may lie on others and name them
 
 

@@ -1,10 +1,13 @@
 """Real processes: `mayfly serve` as a user starts it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,8 @@ class Service:
     """A running `mayfly serve` with its own folder for temporary files and its log in a file."""
 
     def __init__(self, folder: Path, *options: str, **environment: str) -> None:
-        self.tmp = folder / "tmp"
-        self.tmp.mkdir()
+        self.tmp = Path(tempfile.mkdtemp(prefix="e2e-"))  # paths of sockets must be short
+        weakref.finalize(self, shutil.rmtree, self.tmp, ignore_errors=True)
         self.log = folder / "service.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -165,8 +165,8 @@ def scans(max_pixels: int) -> Iterator[File]:
     """A progressive JPEG whose last scan comes again and again, as often as is taken or oftener."""
     side = int(max_pixels**0.5)
     for mode, across, count in (
-        ("L", side, 10),
-        ("RGB", side, 6),
+        ("L", side, 12),
+        ("RGB", side, 8),
         ("RGB", side // 2, 54),
         ("L", side, 50),
         ("L", 2000, 5000),

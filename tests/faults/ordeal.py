@@ -5,6 +5,7 @@ The process may die, hang or grow: that is seen from outside. It sees the front 
 
 import argparse
 import contextlib
+import ctypes
 import importlib
 import json
 import resource
@@ -190,6 +191,7 @@ def child(decoder: str, max_pixels: int) -> None:
     _say(sink, {})
     while length := source.read(4):
         data = source.read(int.from_bytes(length, "big"))
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier files left in the heap
         _forget_peak()
         front, front_ms, stated = _attempt(check_image, data, max_pixels)
         outcome, ms, pixels = _attempt(decode, data, max_pixels)

@@ -111,7 +111,7 @@ def test_many_scans_of_many_pixels_are_refused_before_anybody_decodes_them() -> 
         assert check_image(taken, 120_000) == Size(400, 300)
     with pytest.raises(Problem) as caught:
         check_image(bomb, 120_000)
-    assert "more than the 16 scans that are taken of 400 x 300" in caught.value.detail
+    assert "more than the 18 scans that are taken of 400 x 300" in caught.value.detail
     assert (caught.value.status, caught.value.code) == (413, "too_many_scans")
 
 
