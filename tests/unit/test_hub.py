@@ -94,7 +94,11 @@ def test_the_users_cache_is_read_and_ones_own_folder_goes_first(
 
 def test_weights_that_could_run_code_are_refused(published: Path, tmp_path: Path) -> None:
     folder = copied(published, tmp_path / "own")
-    (folder / "model.safetensors").unlink()
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    with pytest.raises(ModelUnavailable, match="that can be read"):
+        models.load("owlv2", CPU, None, {"owlv2": folder})
+    (folder / "other.safetensors").unlink()
     with pytest.raises(ModelUnavailable, match="loading them can run code"):
         models.load("owlv2", CPU, None, {"owlv2": folder})
 
