@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these measures alone")
     bench.add_argument("--rounds", type=int, metavar="N", help="how often each (default 3)")
     bench.add_argument(
+        "--peers",
+        action="store_true",
+        help="LitServe, BentoML and mosec too, each in an environment that is made for it",
+    )
+    bench.add_argument(
         "--stand-in",
         type=float,
         default=0,
@@ -307,10 +312,7 @@ def _bench(options: argparse.Namespace) -> int:
         from scripts.bench.run import run
     except ModuleNotFoundError as error:
         raise SettingsError(f"This needs {error.name}: pip install 'mayfly[bench]'.") from None
-    try:
-        return uvloop.run(run(options))
-    except asyncio.CancelledError:
-        return 143  # ended by SIGTERM, in order
+    return uvloop.run(run(options))
 
 
 def _bench_quality(options: argparse.Namespace) -> int:

@@ -21,10 +21,13 @@ class Sizes(NamedTuple):
     in_flight: Sequence[int]
     queued: Sequence[int]
     workers: Sequence[int]
+    tuned: bool  # whether the peers are
 
 
-FULL = Sizes(60, 4.0, (1, 8, 32, 128), (0, 8, 64), (100, 10_000, 100_000), (1, 2, 4, 8, 16, 64))
-QUICK = Sizes(6, 0.5, (1, 8), (8,), (100,), (2,))
+FULL = Sizes(
+    60, 4.0, (1, 8, 32, 128), (0, 8, 64), (100, 10_000, 100_000), (1, 2, 4, 8, 16, 64), True
+)
+QUICK = Sizes(6, 0.5, (1, 8), (8,), (100,), (2,), False)
 
 
 @dataclass

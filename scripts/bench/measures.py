@@ -4,7 +4,6 @@ A measure answers with figures by case. What it keeps for the next round idles m
 """
 
 import asyncio
-import signal
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,22 +12,33 @@ from typing import NamedTuple
 
 import msgspec
 
+from jobs import lua
 from jobs.contract import MAIN_IMAGE, Request
 from jobs.process import background
 from jobs.sealing import Capability, Payload, PublicKey
-from jobs.store import Store, queue_key
+from jobs.store import Store, image_key, job_key, queue_key
 from scripts.bench.bench import Bench, sleeper
-from scripts.bench.load import Figures, load, mayfly, percentile
+from scripts.bench.load import Cases, Figures, load, mayfly, percentile
 from scripts.bench.processes import group, python
 from scripts.bench.servers import START_S, Service, start_service
 from scripts.bench.stand_in import NAME as SLEEPER
 
-Cases = dict[str, Figures]
 _SLEEP_S = 0.5  # of the model that is scaled out: so that 64 workers need a part of a core only
 _SETTLE_S = 1.0  # until what has been started is over with it
 _STARTS = 200  # jobs whose start is timed
 _FEED_S = 0.02  # between looks at a queue that is kept long
-_AT_A_TIME = 500
+_AHEAD = 100  # of a long queue's jobs are interactive
+_AT_A_TIME = 5_000
+_TOGETHER = 32  # submissions on their way at a time
+# KEYS queue image_pattern job_pattern; ARGV from to bulk_offset
+_FILL = """#!lua
+for number = ARGV[1] + 1, ARGV[2] do
+  local id = string.format('%032x', number)
+  redis.call('SET', string.format(KEYS[2], id), '', 'PX', 1800000)
+  redis.call('SET', string.format(KEYS[3], id), '', 'PX', 1800000)
+  redis.call('ZADD', KEYS[1], ARGV[3] + number, id)
+end
+"""
 _REQUEST = msgspec.json.encode(Request(model=SLEEPER))
 
 
@@ -196,29 +206,28 @@ async def _queue(
 async def _rate(its: Service, store: Store, depth: int, seconds: float) -> Figures:
     """Jobs that workers finish from a queue that is kept at `depth`.
 
-    Each job that is done is replaced, so that it costs the same at any depth; and the workers are
-    stopped while the queue is filled for the first time.
+    Each job that is done is replaced, so that it costs the same at any depth. Those that wait
+    longest are bulk jobs, whose turn does not come here; their payloads are blank.
     """
     submitted = 0
+    behind = max(0, depth - _AHEAD)
+    fill = store.redis.register_script(_FILL)
+    for start in range(0, behind, _AT_A_TIME):
+        keys = [queue_key(SLEEPER), image_key("%s"), job_key("%s")]
+        await fill(keys, [start, min(start + _AT_A_TIME, behind), lua.BULK])
 
     async def left() -> int:
         return int(await store.redis.zcard(queue_key(SLEEPER)))
 
-    async def fill() -> None:
-        nonlocal submitted
-        while missing := depth - await left():
-            batch = min(missing, _AT_A_TIME)
-            await asyncio.gather(*(_submit(store, its.key, b"\0") for _ in range(batch)))
-            submitted += batch
-
     async def feed() -> None:
+        nonlocal submitted
         while True:
-            await fill()
-            await asyncio.sleep(_FEED_S)
+            if missing := min(_TOGETHER, depth - await left()):
+                await asyncio.gather(*(_submit(store, its.key, b"\0") for _ in range(missing)))
+                submitted += missing
+            else:
+                await asyncio.sleep(_FEED_S)
 
-    its.group.signal(signal.SIGSTOP, "worker")
-    await fill()
-    its.group.signal(signal.SIGCONT, "worker")
     async with background(feed()):
         await asyncio.sleep(_SETTLE_S)
         done = submitted - await left()

@@ -82,6 +82,10 @@ class Group:
                 found += [parent, *parent.children(recursive=True)]
         return found
 
+    def running(self) -> bool:
+        """Whether none of those that were started has ended."""
+        return all(process.returncode is None for process in self._processes.values())
+
     def cpu_s(self, name: str | None = None) -> float:
         """CPU time of all their threads that live, as exactly as the scheduler knows it."""
         return sum(_cpu_s(process) for process in self.members(name))

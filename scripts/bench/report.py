@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.bench.measures import Cases, Measure
+from scripts.bench.load import Cases
+from scripts.bench.measures import Measure
 
 Round = dict[str, Cases]  # cases by measure
 

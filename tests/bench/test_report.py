@@ -8,8 +8,8 @@ import pytest
 
 from scripts.bench import report
 from scripts.bench.bench import Bench
-from scripts.bench.load import percentile
-from scripts.bench.measures import Cases, Measure
+from scripts.bench.load import Cases, percentile
+from scripts.bench.measures import Measure
 
 
 async def _nothing(_: Bench) -> Cases:
