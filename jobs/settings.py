@@ -86,6 +86,9 @@ class Settings:
         (), "Worker: own weights by model, NAME=PATH, comma-separated; a file or a folder."
     )
     device: str = _setting("auto", "Worker: auto, cpu, cuda, cuda:1 or mps.")
+    resize: str = _setting(
+        "fast", "Worker: how torchvision's models get images, fast or exact (as torchvision does)."
+    )
     decode_threads: int = _setting(2, "Worker: threads that decode and prepare images.")
     max_in_flight: int = _setting(16, "Worker: jobs taken from one queue at a time.")
     forward_timeout_s: float = _setting(
@@ -144,6 +147,8 @@ class Settings:
             )
         if self.anonymous not in ("off", "loopback", "limited"):
             raise SettingsError("MAYFLY_ANONYMOUS takes off, loopback or limited.")
+        if self.resize not in ("fast", "exact"):
+            raise SettingsError("MAYFLY_RESIZE takes fast or exact.")
         if not self.models:
             raise SettingsError("MAYFLY_MODELS must name at least one model.")
         if not 1 <= self.access_log_days <= 89:

@@ -78,7 +78,13 @@ def load_models(settings: Settings) -> tuple[dict[str, Model[Any, Any]], str]:
     try:
         device = models.pick_device(settings.device)
         served = {
-            name: models.load(name, device, settings.weights_dir, settings.checkpoint_paths())
+            name: models.load(
+                name,
+                device,
+                settings.weights_dir,
+                settings.checkpoint_paths(),
+                exact=settings.resize == "exact",
+            )
             for name in settings.models
         }
     except models.ModelUnavailable as error:

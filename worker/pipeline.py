@@ -32,8 +32,8 @@ from jobs.settings import Settings
 from jobs.store import Claimed, Store
 from jobs.usage import Counts, Finished
 from worker.batcher import Batcher
-from worker.decode import decode
-from worker.models.base import Embedding, Model
+from worker.decode import Decoded, decode_reduced, whole
+from worker.models.base import Embedding, Model, Reducing
 
 log = logging.getLogger(__name__)
 _MAX_CRASHES = 1
@@ -180,14 +180,20 @@ class Pipeline:
         check_model(request, model.info)
         check_parts(request, work.images)
         _check_sizes(work.images, self._settings)
+        reduction = model.reduction if isinstance(model, Reducing) else whole
         images = {
-            name: decode(data, self._settings.max_pixels) for name, data in work.images.items()
+            name: decode_reduced(data, self._settings.max_pixels, reduction)
+            for name, data in work.images.items()
         }
-        for name, pixels in images.items():
-            check_inside(request, name, Size(pixels.shape[1], pixels.shape[0]))
-        item = model.prepare(images, request)
-        height, width = images[MAIN].shape[:2]
-        return Prepared(item, model.bucket(item), Size(width, height))
+        sizes = {name: _size_of(decoded) for name, decoded in images.items()}
+        for name, size in sizes.items():
+            check_inside(request, name, size)
+        pixels = {name: decoded.pixels for name, decoded in images.items()}
+        if isinstance(model, Reducing):
+            item = model.prepare(pixels, request, images[MAIN].reduction)
+        else:
+            item = model.prepare(pixels, request)
+        return Prepared(item, model.bucket(item), sizes[MAIN])
 
     def infos(self) -> list[ModelInfo]:
         return [model.info for model in self._models.values()]
@@ -202,6 +208,12 @@ class Pipeline:
         return any(
             b.busy_since is not None and b.busy_since < limit for b in self.batchers.values()
         )
+
+
+def _size_of(decoded: Decoded) -> Size:
+    """Width and height of the image itself, as displayed."""
+    height, width = decoded.pixels.shape[:2]
+    return Size(width * decoded.reduction, height * decoded.reduction)
 
 
 def _check_sizes(images: Mapping[str, bytes], settings: Settings) -> None:

@@ -25,7 +25,8 @@ from jobs.contract import MAIN_IMAGE, Annotation, Request
 from jobs.problems import Problem
 from worker.models import weights, zoo
 from worker.models.base import Finds, Model, Pixels
-from worker.models.detector import Detections, Prepared, TorchvisionDetector
+from worker.models.detector import Prepared, TorchvisionDetector, largest_batch
+from worker.models.families import Detections
 
 CPU = torch.device("cpu")
 SSDLITE = "ssdlite320_mobilenet_v3_large"
@@ -33,6 +34,7 @@ FASTER = "fasterrcnn_mobilenet_v3_large_320_fpn"
 RETINA = "retinanet_resnet50_fpn"
 MASK = "maskrcnn_resnet50_fpn"
 KEYPOINT = "keypointrcnn_resnet50_fpn"
+FCOS = "fcos_resnet50_fpn"
 
 # How much sharper the random classifier must be before it finds something.
 LAST_LAYERS = (
@@ -40,7 +42,7 @@ LAST_LAYERS = (
     "cls_logits.weight",
     *(f"classification_head.module_list.{level}.1.weight" for level in range(6)),
 )
-SHARPER = {SSDLITE: 60, FASTER: 100, RETINA: 30, MASK: 10, KEYPOINT: 1}
+SHARPER = {SSDLITE: 60, FASTER: 100, RETINA: 30, FCOS: 10, MASK: 10, KEYPOINT: 1}
 FEWER = {MASK: 12, KEYPOINT: 5}  # finds an image, to save time
 EVERYTHING = Request(min_score=0, max_annotations=3000)
 
@@ -126,7 +128,7 @@ def pair(request: pytest.FixtureRequest, folder: Path) -> Pair:
     with pytest.MonkeyPatch.context() as monkeypatch:
         theirs: Any = torchvisions_own(name, random_network(name).state_dict(), monkeypatch)
     torch.save(theirs.state_dict(), weights.file_of(name, folder))
-    ours = zoo.load(name, CPU, folder)
+    ours = zoo.load(name, CPU, folder, exact=True)
     for transform in (theirs.transform, ours._transform):
         if transform.fixed_size is None:  # smaller, to save time
             transform.min_size, transform.max_size = (160,), 240
@@ -272,7 +274,7 @@ def ssdlite(folder: Path) -> TorchvisionDetector:
     path = weights.file_of(SSDLITE, folder)
     if not path.exists():
         torch.save(random_network(SSDLITE).state_dict(), path)
-    return zoo.load(SSDLITE, CPU, folder)
+    return zoo.load(SSDLITE, CPU, folder, exact=True)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +282,7 @@ def faster(folder: Path) -> TorchvisionDetector:
     path = weights.file_of(FASTER, folder)
     if not path.exists():
         torch.save(random_network(FASTER).state_dict(), path)
-    return zoo.load(FASTER, CPU, folder)
+    return zoo.load(FASTER, CPU, folder, exact=True)
 
 
 def test_the_models_own_threshold_is_the_default(ssdlite: TorchvisionDetector) -> None:
@@ -328,10 +330,8 @@ def test_images_that_vanish_when_resized_are_refused(
 
 
 def test_batches_are_as_large_as_the_device_gains_from(ssdlite: TorchvisionDetector) -> None:
-    assert ssdlite.max_batch == 4
-    network = nn.Module()
-    network.transform = ssdlite._transform
-    assert TorchvisionDetector(network, ssdlite.info, [], torch.device("cuda")).max_batch == 16
+    assert ssdlite.max_batch == largest_batch(CPU) == 4
+    assert largest_batch(torch.device("cuda")) == 16
 
 
 @pytest.mark.parametrize("name", zoo.names())

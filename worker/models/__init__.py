@@ -61,8 +61,17 @@ def load(
     device: "torch.device",
     weights_dir: Path | None,
     checkpoints: Mapping[str, Path],
+    *,
+    exact: bool = False,
 ) -> Model[Any, Any]:
     """Build a model, ready to serve on `device`. Takes seconds.
+
+    Args:
+        name: as in `names`.
+        device: where `forward` runs.
+        weights_dir: folder of torchvision's weight files; torch's own one if None.
+        checkpoints: own weights by model name, which go before torchvision's.
+        exact: torchvision's models prepare images as torchvision does.
 
     Raises:
         ModelUnavailable: no model has this name, or its weights are missing or do not fit.
@@ -81,7 +90,7 @@ def load(
         return hub.load(name, device, weights_dir, checkpoints.get(name))
     from worker.models import zoo
 
-    return zoo.load(name, device, weights_dir, checkpoints.get(name))
+    return zoo.load(name, device, weights_dir, checkpoints.get(name), exact=exact)
 
 
 def fetch(name: str, weights_dir: Path | None, revision: str | None = None) -> Path | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,3 +70,14 @@ class Model(Protocol[Item, Raw]):
         """Turn the network's output into what the request's task answers, within its `min_score`,
         `nms_iou`, `max_annotations` and `outputs`. Runs on a decoding thread.
         """
+
+
+@runtime_checkable
+class Reducing(Protocol):
+    """A model that can do with fewer pixels than an image has, which saves decoding them."""
+
+    def reduction(self, height: int, width: int) -> int:
+        """By which common divisor, 1, 2, 4 or 8, an image's sides may be reduced."""
+
+    def prepare(self, images: Mapping[str, Pixels], request: Request, reduction: int = 1) -> Any:
+        """The same as `Model.prepare`, of a main image that was reduced."""

@@ -1,11 +1,14 @@
 """One torchvision detector behind the worker's three stages."""
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
@@ -15,18 +18,23 @@ from jobs.contract import MAIN_IMAGE, Annotation, Mask, ModelInfo, Request
 from jobs.problems import unprocessable
 from worker.models import rle
 from worker.models.base import Finds, Pixels
-
-Detections = dict[str, Tensor]
+from worker.models.families import Detections, family_of
 
 MASK_THRESHOLD = 0.5  # of a pixel's probability, as in torchvision's own evaluation
 KEYPOINT_THRESHOLD = 0.0  # of a keypoint's heatmap logit; torchvision draws the same line
+
+
+_REDUCTIONS = (8, 4, 2)  # that libjpeg makes of a block of 8 x 8 by a smaller transform
+_SPARE = 4  # pixels a side that stay for each one of the input, so that the model sees no blur
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """One image as the network takes it."""
 
-    tensor: Tensor  # float32 (3, height, width) on the CPU: normalised, resized, padded
+    tensor: (
+        Tensor  # (3, height, width) on the CPU, resized, padded; float32 if it is normalised too
+    )
     size: tuple[int, int]  # height and width without the padding
     image_size: tuple[int, int]  # height and width of the image as displayed
     request: Request
@@ -39,28 +47,41 @@ class TorchvisionDetector:
     them: scores above 0.05 (R-CNN, RetinaNet), 0.2 (FCOS), 0.01 (SSD) and 0.001 (SSDlite), at most
     100 finds (R-CNN, FCOS), 200 (SSD) or 300, all after suppression at ``info.nms_iou``.
 
+    torchvision makes floats of the whole image and resizes those. By default the image is resized
+    as it is, in 8 bits, and a JPEG may lose half of its pixels or more while it is decoded; what
+    this does to the finds is in docs/performance.md.
+
     Args:
-        network: in evaluation mode, on `device`. It belongs to this object from now on.
+        network: torchvision's, evaluating, on `device`. It belongs to this object from now on.
         info: what users see.
         classes: labels by class number; None for classes that are never reported.
         device: where the network lies.
+        exact: prepare images as torchvision does.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         info: ModelInfo,
         classes: list[str | None],
         device: torch.device,
+        *,
+        exact: bool = False,
     ) -> None:
         self.info = info
-        self.max_batch = 4 if device.type == "cpu" else 16
-        self._network: Any = network
+        self.max_batch = largest_batch(device)
+        self._network = network
+        self._family = family_of(network)
         self._classes = classes
         self._reported = torch.tensor([label is not None for label in classes])
         self._device = device
-        self._transform: Any = network.transform
-        self._network.transform = _PassThrough()
+        self._exact = exact
+        self._transform = network.transform
+        mean, std = (
+            torch.tensor(values, device=device).view(3, 1, 1)
+            for values in (network.transform.image_mean, network.transform.image_std)
+        )
+        self._gain, self._offset = 1 / (255 * std), -mean / std
         self._batch: list[Prepared] = []
         self._roi_heads: Any = getattr(network, "roi_heads", None)
         if self._roi_heads is not None:
@@ -68,19 +89,63 @@ class TorchvisionDetector:
             self._all_detections = self._roi_heads.postprocess_detections
             self._roi_heads.postprocess_detections = self._wanted_detections
 
+    def reduction(self, height: int, width: int) -> int:
+        """Which part of its pixels an image may lose: the most that leaves
+        `_SPARE` pixels a side for one of the input.
+
+        Only divisors of both sides, as those of cameras' pictures are, so that a reduced pixel
+        covers just as many of the image everywhere and boxes need no correction.
+        """
+        if self._exact:
+            return 1
+        rows, columns = self._input_size(height, width)
+        return next(
+            (
+                by
+                for by in _REDUCTIONS
+                if not (height % by or width % by)
+                and height >= by * _SPARE * rows
+                and width >= by * _SPARE * columns
+            ),
+            1,
+        )
+
     @torch.inference_mode()
-    def prepare(self, images: Mapping[str, Pixels], request: Request) -> Prepared:
-        """Normalise, resize and pad the main image with the model's own transform.
+    def prepare(
+        self, images: Mapping[str, Pixels], request: Request, reduction: int = 1
+    ) -> Prepared:
+        """Resize and pad the main image; with `exact`, by the model's own transform.
 
         Raises:
             Problem: 422 ``image_too_narrow`` when resizing would leave less than a pixel.
         """
         pixels = images[MAIN_IMAGE]
-        height, width = pixels.shape[:2]
+        height, width = (side * reduction for side in pixels.shape[:2])
         self._check_shape(height, width)
-        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
-        batch, _ = self._transform([image])
-        return Prepared(batch.tensors[0], batch.image_sizes[0], (height, width), request)
+        if self._exact:
+            image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
+            batch, _ = self._transform([image])
+            return Prepared(batch.tensors[0], batch.image_sizes[0], (height, width), request)
+        rows, columns = self._input_size(height, width)
+        stride = self._transform.size_divisible
+        padded = np.zeros(
+            (-(-rows // stride) * stride, -(-columns // stride) * stride, 3), np.uint8
+        )
+        # OpenCV's bilinear is torch's on 8 bits, bit for bit, in a third of the time
+        padded[:rows, :columns] = cv2.resize(pixels, (columns, rows))
+        tensor = torch.from_numpy(padded).permute(2, 0, 1)
+        return Prepared(tensor, (rows, columns), (height, width), request)
+
+    def _input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to which the model's transform resizes."""
+        if self._transform.fixed_size is not None:
+            columns, rows = self._transform.fixed_size
+            return rows, columns
+        scale = min(
+            self._transform.min_size[-1] / min(height, width),
+            self._transform.max_size / max(height, width),
+        )
+        return math.floor(height * scale), math.floor(width * scale)
 
     def _check_shape(self, height: int, width: int) -> None:
         if self._transform.fixed_size is not None:
@@ -107,15 +172,27 @@ class TorchvisionDetector:
             (n), labels (n), and if wanted masks (n, 1, 28, 28) or keypoints (n, k, 3) with
             keypoints_scores (n, k).
         """
+        self._batch = items
+        if self._roi_heads is not None:
+            self._leave_out_unwanted_heads(items[0])
+        images = ImageList(self._normalised(items), [item.size for item in items])
+        floor = min(self._min_score(item.request) for item in items)
+        return _fetch(self._family.detect(self._family.core(images.tensors), images, floor))
+
+    def _normalised(self, items: list[Prepared]) -> Tensor:
+        """The batch on the device: sent in 8 bits, made floats there; its padding is zeros."""
         batch = torch.stack([item.tensor for item in items])
         if self._device.type == "cuda":
             batch = batch.pin_memory()
         batch = batch.to(self._device, non_blocking=True)
-        self._batch = items
-        if self._roi_heads is not None:
-            self._leave_out_unwanted_heads(items[0])
-        results = self._network(_Batch(batch, [item.size for item in items]))
-        return [{key: value.cpu() for key, value in result.items()} for result in results]
+        if batch.is_floating_point():
+            return batch
+        batch = batch.float().mul_(self._gain).add_(self._offset)
+        for image, item in zip(batch, items, strict=True):
+            rows, columns = item.size
+            image[:, rows:] = 0
+            image[:, :, columns:] = 0
+        return batch
 
     def _leave_out_unwanted_heads(self, item: Prepared) -> None:
         masks, keypoints = self._pools
@@ -139,14 +216,16 @@ class TorchvisionDetector:
         Boxes without an area and classes without a label are dropped. Overlap does not depend on
         the scale of either axis, so it does not matter that the boxes lie in the resized image.
         """
-        min_score = self.info.min_score if request.min_score is None else request.min_score
-        keep = (scores >= min_score) & self._reported.to(labels.device)[labels]
+        keep = (scores >= self._min_score(request)) & self._reported.to(labels.device)[labels]
         keep &= (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         order = torch.argsort(scores, descending=True, stable=True)
         order = order[keep[order]]
         if request.nms_iou is not None and request.nms_iou < self.info.nms_iou:
             order = order[batched_nms(boxes[order], scores[order], labels[order], request.nms_iou)]
         return order[: request.max_annotations]
+
+    def _min_score(self, request: Request) -> float:
+        return self.info.min_score if request.min_score is None else request.min_score
 
     @torch.inference_mode()
     def finish(self, raw: Detections, item: Prepared) -> Finds:
@@ -176,24 +255,26 @@ class TorchvisionDetector:
         return Finds(annotations)
 
 
-class _Batch(list[Tensor]):
-    """A batch in the two forms that torchvision's models look at."""
-
-    def __init__(self, tensors: Tensor, sizes: list[tuple[int, int]]) -> None:
-        super().__init__(tensors)
-        self.prepared = ImageList(tensors, sizes)
+def largest_batch(device: torch.device) -> int:
+    """Larger ones gain nothing on a CPU, whose cache they leave."""
+    return 4 if device.type == "cpu" else 16
 
 
-class _PassThrough(nn.Module):
-    """In place of the network's transform, which `prepare` and `finish` run on other threads."""
+def _fetch(found: list[Detections]) -> list[Detections]:
+    """Bring the finds of a batch to the CPU, all in one transfer."""
+    rows = [torch.cat([v.flatten(1).float() for v in map(_column, d.values())], 1) for d in found]
+    fetched = torch.split(torch.cat(rows).cpu(), [len(row) for row in rows])
+    return [_unpack(row, each) for row, each in zip(fetched, found, strict=True)]
 
-    def forward(self, images: _Batch, targets: None = None) -> tuple[ImageList, None]:
-        return images.prepared, targets
 
-    def postprocess(
-        self, result: list[Detections], image_shapes: object, original_image_sizes: object
-    ) -> list[Detections]:
-        return result
+def _column(values: Tensor) -> Tensor:
+    return values[:, None] if values.dim() == 1 else values
+
+
+def _unpack(row: Tensor, like: Detections) -> Detections:
+    widths = [_column(value).flatten(1).shape[1] for value in like.values()]
+    parts = zip(like.items(), torch.split(row, widths, 1), strict=True)
+    return {key: part.reshape(value.shape).to(value.dtype) for (key, value), part in parts}
 
 
 def _keypoints_wanted(item: Prepared) -> bool:

@@ -1,7 +1,8 @@
 """torchvision's detection, mask and keypoint models, under torchvision's own names.
 
-Results equal those of the same model called by itself on the same image; batching and the
-request's own thresholds only leave things out. Class 0 is the background in all of them.
+Loaded with ``exact``, results equal those of the same model called by itself on the same image; the
+fast way comes close, see docs/performance.md. Batching and the request's own thresholds only leave
+things out. Class 0 is the background in all of them.
 """
 
 from pathlib import Path
@@ -80,6 +81,8 @@ def load(
     weights_dir: Path | None = None,
     checkpoint: Path | None = None,
     labels: list[str] | None = None,
+    *,
+    exact: bool = False,
 ) -> TorchvisionDetector:
     """Build a model with its weights on `device`.
 
@@ -91,6 +94,7 @@ def load(
             torchvision's model of this name with any number of classes (or keypoints).
         labels: names of a checkpoint's classes, from class 1 on or from class 0 on. If None, the
             lines of ``NAME.labels.txt`` beside a checkpoint ``NAME.pth``; else "class 1", ...
+        exact: prepare images as torchvision does, at several times the cost.
 
     Raises:
         ModelUnavailable: the weights are missing, do not fit the model, or are not plain weights.
@@ -101,7 +105,7 @@ def load(
     network = _build(name, len(classes), state, published=checkpoint is None)
     _fill(network, state, name, path)
     info = _info(name, weights.version_of(name, checkpoint), classes, checkpoint)
-    return TorchvisionDetector(network.eval().to(device), info, classes, device)
+    return TorchvisionDetector(network.eval().to(device), info, classes, device, exact=exact)
 
 
 def _info(
