@@ -86,6 +86,12 @@ class Settings:
         (), "Worker: own weights by model, NAME=PATH, comma-separated; a file or a folder."
     )
     device: str = _setting("auto", "Worker: auto, cpu, cuda, cuda:1 or mps.")
+    engine: str = _setting(
+        "auto", "Worker: what networks run on: auto, eager, folded, openvino, bf16 or compiled."
+    )
+    cache_dir: Path | None = _setting(
+        None, "Worker: folder for what it found out about engines; ~/.cache/mayfly by default."
+    )
     resize: str = _setting(
         "fast", "Worker: how torchvision's models get images, fast or exact (as torchvision does)."
     )
@@ -147,6 +153,10 @@ class Settings:
             )
         if self.anonymous not in ("off", "loopback", "limited"):
             raise SettingsError("MAYFLY_ANONYMOUS takes off, loopback or limited.")
+        if self.engine not in ("auto", "eager", "folded", "openvino", "bf16", "compiled"):
+            raise SettingsError(
+                "MAYFLY_ENGINE takes auto, eager, folded, openvino, bf16 or compiled."
+            )
         if self.resize not in ("fast", "exact"):
             raise SettingsError("MAYFLY_RESIZE takes fast or exact.")
         if not self.models:
@@ -181,6 +191,11 @@ class Settings:
         """Where the front door keeps accounts and counts."""
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         return self.data_dir or Path(state, "mayfly")
+
+    def cache_folder(self) -> Path:
+        """Where a worker keeps converted networks and which engine is the fastest."""
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return self.cache_dir or Path(os.path.expanduser(cache), "mayfly")
 
     def checkpoint_paths(self) -> dict[str, Path]:
         """Own weights by model name."""

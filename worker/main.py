@@ -84,6 +84,8 @@ def load_models(settings: Settings) -> tuple[dict[str, Model[Any, Any]], str]:
                 settings.weights_dir,
                 settings.checkpoint_paths(),
                 exact=settings.resize == "exact",
+                engine=settings.engine,
+                cache=settings.cache_folder(),
             )
             for name in settings.models
         }

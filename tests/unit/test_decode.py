@@ -394,7 +394,7 @@ def test_the_short_way_gives_the_same_pixels(
     short = [decode(data, MANY) for data in files]
     taken = []
 
-    def judged_by_pillow(data: bytes, _: Image.Image) -> None:
+    def judged_by_pillow(data: bytes, _: Image.Image, by: int) -> None:
         taken.append(data)
 
     monkeypatch.setattr(module, "_jpeg_pixels", judged_by_pillow)

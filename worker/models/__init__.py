@@ -63,6 +63,8 @@ def load(
     checkpoints: Mapping[str, Path],
     *,
     exact: bool = False,
+    engine: str | None = None,
+    cache: Path | None = None,
 ) -> Model[Any, Any]:
     """Build a model, ready to serve on `device`. Takes seconds.
 
@@ -72,10 +74,28 @@ def load(
         weights_dir: folder of torchvision's weight files; torch's own one if None.
         checkpoints: own weights by model name, which go before torchvision's.
         exact: torchvision's models prepare images as torchvision does.
+        engine: one of `worker.engine.NAMES`; None leaves plain torch and measures nothing.
+        cache: folder where findings about engines are kept; None keeps nothing.
 
     Raises:
         ModelUnavailable: no model has this name, or its weights are missing or do not fit.
     """
+    model = _build(name, device, weights_dir, checkpoints.get(name), exact)
+    if engine is not None:
+        from worker.engine import Tunable, Tuner
+
+        if isinstance(model, Tunable):
+            model.tune(Tuner(device, engine, cache))
+    return model
+
+
+def _build(
+    name: str,
+    device: "torch.device",
+    weights_dir: Path | None,
+    checkpoint: Path | None,
+    exact: bool,
+) -> Model[Any, Any]:
     if name == EXEMPLAR:
         from worker.models.exemplar import Exemplar
 
@@ -87,10 +107,10 @@ def load(
     if name in OPEN_VOCABULARY:
         from worker.models import hub
 
-        return hub.load(name, device, weights_dir, checkpoints.get(name))
+        return hub.load(name, device, weights_dir, checkpoint)
     from worker.models import zoo
 
-    return zoo.load(name, device, weights_dir, checkpoints.get(name), exact=exact)
+    return zoo.load(name, device, weights_dir, checkpoint, exact=exact)
 
 
 def fetch(name: str, weights_dir: Path | None, revision: str | None = None) -> Path | None:

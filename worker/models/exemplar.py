@@ -27,6 +27,7 @@ from jobs.contract import (
     Request,
 )
 from jobs.problems import unprocessable
+from worker.engine import Run, Tuner
 from worker.models import efficientnet_lite, head
 from worker.models.base import Embedding, Finds, Pixels
 from worker.models.embedding import Remembered, pack, unpack
@@ -147,8 +148,15 @@ class Exemplar:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.backbone = efficientnet_lite.load().to(device)
+        self.run: Run = self.backbone
         self.head, self.head_id = head.load()
         self.head.to(device)
+
+    def tune(self, tuner: Tuner) -> None:
+        """Run the backbone on the fastest engine."""
+        seed = torch.Generator().manual_seed(0)
+        noise = torch.randint(256, (1, 3, 512, 512), generator=seed, dtype=torch.uint8)
+        self.run = tuner.fastest(self.info.name, self.backbone, noise.to(self.device), 1).run
 
     def prepare(self, images: Mapping[str, Pixels], request: Request) -> Item:
         """Check what only this model knows, and lay the pixels out for the device.
@@ -278,7 +286,7 @@ class Exemplar:
         return Remembered(self._cut_out(image, one), x1 - x0, y1 - y0, share)
 
     def _maps(self, view: View) -> Maps:
-        maps: Maps = self.head.embedder(*self.backbone(view.pixels))
+        maps: Maps = self.head.embedder(*self.run(view.pixels))
         return maps
 
     def finish(self, raw: Candidates, item: Item) -> Finds | Embedding:
