@@ -109,7 +109,7 @@ def random_network(name: str, **options: object) -> nn.Module:
                 parameter.mul_(SHARPER[name])
             if key.endswith("cls_logits.bias"):
                 parameter.zero_()
-            if key.endswith("bbox_reg.bias"):
+            if name == FCOS and key.endswith("bbox_reg.bias"):
                 parameter.fill_(3)  # boxes of some cells, that overlap
     return network.eval()
 
