@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     quality.add_argument("--split", choices=("test", "dev"), default="test")
     quality.add_argument("--pictures", type=int, default=16, help="of each row (default 16)")
     quality.add_argument("--device", default="cpu")
+    quality.add_argument("--head", type=Path, help="weights other than those of the package")
     quality.add_argument("--out", type=Path, help="folder for quality.json and quality.png")
     quality.set_defaults(run=_bench_quality)
 

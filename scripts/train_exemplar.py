@@ -47,6 +47,7 @@ def main() -> None:
     command.add_argument("--minutes", type=float, default=40.0)
     command.add_argument("--processes", type=int, default=2)
     command.add_argument("--rate", type=float, default=1.6e-3, help="highest learning rate")
+    command.add_argument("--start", type=Path, help="weights of a head to begin with")
     command.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.command == "fetch":
@@ -78,7 +79,10 @@ def _train(rank: int, options: argparse.Namespace) -> None:
         optimiser.load_state_dict(state["optimiser"])
         step, spent, history = state["step"], state["spent"], state["history"]
     else:
-        _standardise(head.embedder, painter, backbone)
+        if options.start:
+            head.load_state_dict(torch.load(options.start, weights_only=True))
+        else:
+            _standardise(head.embedder, painter, backbone)
         mean.load_state_dict(head.state_dict())
     begin = saved = time.monotonic() - spent * 60
     while True:

@@ -1,11 +1,12 @@
 """`mayfly bench-quality`: how well `exemplar` finds, on pictures with known truth.
 
-One threshold for all rows. Beside it, on the same queries, matching of pixels: normalised
-cross-correlation at five scales.
+One threshold for all rows. Beside it, on the same queries, its search without anything learned, and
+matching of pixels: normalised cross-correlation at five scales.
 """
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,12 +19,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from jobs.contract import Box, BoxPrompt, Match, Request
 from scripts.exemplar.pictures import Gallery, Query
 from scripts.exemplar.sources import Bank
+from worker.models import efficientnet_lite, head
 from worker.models.base import Finds
-from worker.models.exemplar import Exemplar
+from worker.models.exemplar import Exemplar, Field
+from worker.models.head import Maps, double, look, unit
+from worker.models.proposals import Template, propose
+from worker.models.regions import Whitening, suppress
+from worker.models.views import View, Wanted, plan, tiles
 
 IOUS = np.arange(0.5, 0.96, 0.05)
 Found = list[tuple[float, Box]]  # score and box
@@ -47,8 +54,10 @@ class Scored:
 class Learned:
     """`exemplar` as the service runs it, called in this process."""
 
-    def __init__(self, device: str = "cpu", match: Match = "normal") -> None:
-        self.model = Exemplar(torch.device(device))
+    def __init__(
+        self, device: str = "cpu", match: Match = "normal", weights: Path = head.WEIGHTS
+    ) -> None:
+        self.model = Exemplar(torch.device(device), weights)
         self.match = match
         self.seconds: list[float] = []
 
@@ -63,6 +72,58 @@ class Learned:
         self.seconds.append(time.perf_counter() - begin)
         assert isinstance(finds, Finds)  # noqa: S101 - it was not asked to embed
         return [(a.score, a.box) for a in finds.annotations]
+
+
+class Untrained:
+    """What `exemplar` does before its head speaks, on the backbone's own features.
+
+    Its proposals, whitened templates with a penalty for object-like surroundings, are the finds.
+    Such scores mean something else in every picture, so they are held against the picture's best:
+    .5 is at .45 of the mean of the three best, or at .13.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._backbone = efficientnet_lite.load().to(self._device)
+
+    def __call__(self, query: Query, shown: list[Box], _: list[Box]) -> Found:
+        x0, y0, x1, y1 = shown[0]
+        box = torch.tensor(shown[:1], dtype=torch.float32, device=self._device)
+        root = math.sqrt((x1 - x0) * (y1 - y0))
+        height, width = query.pixels.shape[:2]
+        image = torch.from_numpy(query.pixels).permute(2, 0, 1).to(self._device)
+        pyramid = plan(width, height, [Wanted((root,), here=True, negative=False)])
+        with torch.inference_mode():
+            fields = [
+                Field(level, view, self._maps(view))
+                for level, scale in pyramid.scales.items()
+                for view in tiles(image, scale)
+            ]
+            whitening = Whitening.fit([field.maps.coarse for field in fields])
+            own = [field for field in fields if field.level == pyramid.own[0]]
+            best = max(own, key=lambda field: field.view.holds(box[0]))
+            template = Template(look(best.maps, best.view.inward(box)), whitening)
+            sides = (box[0, 2:] - box[0, :2]) / root
+            boxes, scores = [], []
+            for field in fields:
+                field.whiten(whitening)
+                sizes = sides * torch.tensor(pyramid.searched[0][field.level])[:, None]
+                where, score = propose(template, field.features, sizes, 100)
+                boxes.append(field.view.outward(where))
+                scores.append(score)
+        place, value = torch.cat(boxes), torch.cat(scores)
+        cut = max(0.13, 0.45 * float(value.topk(3).values.mean()))
+        kept = suppress(place, value, 0.4)
+        return [
+            (score / cut / 2, (a, b, c, d))
+            for (a, b, c, d), score in zip(place[kept].tolist(), value[kept].tolist(), strict=True)
+            if score > cut / 5
+        ]
+
+    def _maps(self, view: View) -> Maps:
+        one, two, four = self._backbone(view.pixels)
+        coarse = torch.cat([unit(two), double(unit(four))], 1)
+        return Maps(F.normalize(coarse, dim=1), one)
 
 
 def pixel_matching(query: Query, shown: list[Box], _: list[Box]) -> Found:
@@ -205,15 +266,17 @@ def _moved(box: Box, sloppy: float, rng: np.random.Generator, shape: tuple[int, 
 def run(options: argparse.Namespace) -> int:
     """Measure, print the table, and write ``quality.json`` and ``quality.png`` if asked to."""
     gallery = Gallery(Bank(options.data), options.split)
-    learned = Learned(options.device)
+    weights = options.head or head.WEIGHTS
+    learned = Learned(options.device, weights=weights)
     queries = list(gallery.rows(options.pictures))
     _say(f"{len(queries)} queries to {learned.model.info.name} {learned.model.info.version} …")
     ours = by_row(measure(learned, queries))
     seconds = sorted(learned.seconds)
-    _say("the same by pixels …")
+    _say("the same without training, and by pixels …")
+    untrained = by_row(measure(Untrained(options.device), queries))
     pixels = by_row(measure(pixel_matching, queries))
     report: dict[str, Any] = {"split": options.split, "threshold": 0.5, "rows": {}}
-    print(f"{'':24}mAP50 50-95  F1    count  pixels' F1")
+    print(f"{'':24}mAP50 50-95  F1    count  F1 untrained, by pixels")
     for row, scored in ours.items():
         figures = {
             "queries": len(scored),
@@ -221,12 +284,14 @@ def run(options: argparse.Namespace) -> int:
             "map50_95": mean(s.mean_precision for s in scored),
             "f1": f1(scored),
             "count_error": count_error(scored),
+            "untrained_f1": f1(untrained[row]),
             "pixels_f1": f1(pixels[row]),
         }
         report["rows"][row] = figures
         print(
             f"{row:24}{figures['map50']:.3f} {figures['map50_95']:.3f}  {figures['f1']:.3f} "
-            f"{figures['count_error']:5.2f}  {figures['pixels_f1']:.3f}"
+            f"{figures['count_error']:5.2f}  "
+            f"{figures['untrained_f1']:.3f} {figures['pixels_f1']:.3f}"
         )
     everything = [s for scored in ours.values() for s in scored]
     _say("lone objects, sloppy boxes, more examples, look-alikes, strict and kind …")
@@ -246,7 +311,7 @@ def run(options: argparse.Namespace) -> int:
     }
     matches: tuple[Match, ...] = ("strict", "kind")
     for match in matches:
-        rows = by_row(measure(Learned(options.device, match), drawn))
+        rows = by_row(measure(Learned(options.device, match, weights), drawn))
         more |= {f"F1, {match}: {row}": f1(of_row) for row, of_row in rows.items()}
     report["more"] = more
     for name, value in more.items():

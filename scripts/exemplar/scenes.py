@@ -19,7 +19,16 @@ from scripts.exemplar.sources import Bank, Rgb
 
 WIDTH, HEIGHT = 512, 384
 _MOST_OBJECTS = 17
-_FLAT = ("lucide", "font-awesome")
+_FLAT = ("lucide", "font-awesome", "ph", "mdi", "game-icons", "healthicons")
+_ICONS = {  # how often an icon scene takes its objects from a set
+    **{"fluent-3d": 0.15, "fluent-flat": 0.14, "clip-art": 0.2, "noto": 0.16, "emojione": 0.08},
+    **{"fxemoji": 0.07, "circle-flags": 0.04, "vscode-icons": 0.06},
+    **{"font-awesome": 0.02, "lucide": 0.02, "ph": 0.02, "mdi": 0.02, "game-icons": 0.02},
+}
+_DRAWINGS = {  # the same of a scene of lines
+    **{"lucide": 0.2, "font-awesome": 0.12, "ph": 0.22, "mdi": 0.2, "game-icons": 0.14},
+    **{"healthicons": 0.12},
+}
 Draw = Callable[[], Image.Image]  # one individual of a class, RGBA
 
 
@@ -157,11 +166,7 @@ class Painter:
         return classes
 
     def _icon_classes(self, rng: np.random.Generator, number: int) -> list[Draw]:
-        shares = {"fluent-3d": 0.3, "fluent-flat": 0.27, "clip-art": 0.29}
-        shares |= {"font-awesome": 0.08, "lucide": 0.06}
-        names = [name for name in shares if name in self._groups]
-        weights = np.array([shares[name] for name in names])
-        group = names[rng.choice(len(names), p=weights / weights.sum())]
+        group = self._set(rng, _ICONS)
         ink = tuple(int(c) for c in rng.integers(0, 256, 3)) if group in _FLAT else None
         warp = rng.random() < 0.2
         classes: list[Draw] = []
@@ -183,7 +188,7 @@ class Painter:
     def _line_classes(
         self, rng: np.random.Generator, number: int, ink: tuple[int, ...]
     ) -> list[Draw]:
-        kind = rng.choice(["symbols", "lucide", "letters", "font-awesome"], p=[0.4, 0.2, 0.3, 0.1])
+        kind = rng.choice(["symbols", "letters", "icons"], p=[0.36, 0.28, 0.36])
         opaque = tuple(int(255 - c) for c in ink) if rng.random() < 0.2 else None
         warp = rng.random() < 0.2
         many_inks = rng.random() < 0.25
@@ -201,7 +206,9 @@ class Painter:
                 picture = _draw_symbol(strokes, pen())
                 classes.append(_same(rng, _backed(picture, opaque), warp))
             return classes
-        group = self._fonts[rng.integers(len(self._fonts))] if kind == "letters" else str(kind)
+        group = self._set(rng, _DRAWINGS)
+        if kind == "letters":
+            group = self._fonts[rng.integers(len(self._fonts))]
         places: list[int] = []
         for _ in range(number):
             place = self._neighbour(rng, group, places, 0.45)
@@ -224,6 +231,11 @@ class Painter:
             else:
                 classes.append(_same(rng, pictures[0], warp))
         return classes
+
+    def _set(self, rng: np.random.Generator, shares: dict[str, float]) -> str:
+        names = [name for name in shares if name in self._groups]
+        weights = np.array([shares[name] for name in names])
+        return names[rng.choice(len(names), p=weights / weights.sum())]
 
     def _neighbour(
         self, rng: np.random.Generator, group: str, places: list[int], share: float

@@ -10,6 +10,7 @@ sources marked ``held_out``, and the photographs in `HELD_OUT_PHOTOS` never occu
 import contextlib
 import io
 import json
+import re
 import subprocess
 import tarfile
 import zlib
@@ -28,6 +29,8 @@ Rgb = NDArray[np.uint8]  # (height, width, 3)
 LONGEST = 120  # of a cut-out's sides, in pixels
 _SLIMMEST = 3.5  # aspect ratio from which things are too thin to be pasted as objects
 _SKIN_TONES = tuple(f"1f3f{digit}" for digit in "bcdef")
+_TONE_NAMES = re.compile("-(light|medium-light|medium|medium-dark|dark)-skin-tone")
+_STYLES = re.compile("-(bold|duotone|fill|light|thin|negative|outline|24px|16px)$")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,20 @@ SOURCES = (
         "package/svgs/solid/*.svg",
         "CC BY 4.0 (icons)",
         flat=True,
+    ),
+    *(
+        Source(name, f"@iconify-json/{name}@{version}", "npm", "package/icons.json", licence, flat)
+        for name, version, licence, flat in (
+            ("noto", "1.2.9", "Apache-2.0", False),
+            ("emojione", "1.2.3", "CC BY 4.0", False),
+            ("fxemoji", "1.2.2", "Apache-2.0", False),
+            ("circle-flags", "1.2.11", "MIT", False),
+            ("vscode-icons", "1.2.97", "MIT", False),
+            ("ph", "1.2.2", "MIT", True),
+            ("mdi", "1.2.3", "Apache-2.0", True),
+            ("game-icons", "1.2.4", "CC BY 3.0", True),
+            ("healthicons", "1.2.13", "MIT", True),
+        )
     ),
     Source("twemoji", "@twemoji/svg@15.0.0", "npm", "package/*.svg", "CC BY 4.0", held_out=True),
     Source(
@@ -214,6 +231,9 @@ def _objects(folder: Path) -> Iterator[tuple[str, str, Rgba]]:
 
 
 def _drawings(path: Path, source: Source) -> Iterator[tuple[str, Image.Image]]:
+    if path.name == "icons.json":
+        yield from _iconify(json.loads(path.read_text()), source.flat)
+        return
     concept = path.stem
     if source.name in ("fluent-3d", "fluent-flat", "twemoji"):
         parts = concept.split("-")
@@ -231,17 +251,37 @@ def _drawings(path: Path, source: Source) -> Iterator[tuple[str, Image.Image]]:
         yield concept, _open(path, source.flat)
 
 
+def _iconify(pack: dict[str, Any], flat: bool) -> Iterator[tuple[str, Image.Image]]:
+    """The icons of a set of Iconify's; styles and skin tones of one icon are one concept."""
+    for name, icon in pack["icons"].items():
+        tone = _TONE_NAMES.search(name)
+        if icon.get("hidden") or (tone and tone[1] not in ("light", "medium-dark")):
+            continue
+        width, height = (icon.get(side, pack.get(side, 16)) for side in ("width", "height"))
+        svg = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}">'
+            f"{icon['body']}</svg>"
+        )
+        concept = _TONE_NAMES.sub("", name)
+        with contextlib.suppress(Exception):  # a set's broken picture is left out
+            yield _STYLES.sub("", concept) if flat else concept, _draw(svg, flat)
+
+
 def _open(path: Path, flat: bool) -> Image.Image:
     if path.suffix != ".svg":
         picture = Image.open(path).convert("RGBA")
         picture.thumbnail((2 * LONGEST, 2 * LONGEST))
         return picture
+    return _draw(path.read_text(), flat)
+
+
+def _draw(svg: str, flat: bool) -> Image.Image:
     import resvg_py
 
-    text = path.read_text()
     if flat:
-        text = text.replace("currentColor", "#000")
-    drawn: Any = resvg_py.svg_to_bytes(svg_string=text, width=2 * LONGEST)
+        svg = svg.replace("currentColor", "#000")
+    drawn: Any = resvg_py.svg_to_bytes(svg_string=svg, width=2 * LONGEST)
     return Image.open(io.BytesIO(bytes(drawn))).convert("RGBA")
 
 

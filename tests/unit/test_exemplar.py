@@ -25,7 +25,7 @@ from jobs.contract import (
 )
 from jobs.problems import Problem
 from worker.models.base import Embedding, Finds, Pixels
-from worker.models.exemplar import Exemplar, suggest
+from worker.models.exemplar import Exemplar, kindness, suggest
 from worker.models.views import Wanted, plan, tiles
 
 COINS: list[Box] = [
@@ -183,6 +183,29 @@ def test_the_suggested_threshold_lies_in_the_widest_gap() -> None:
     assert suggest(torch.tensor([0.95, 0.9, 0.88, 0.3, 0.28])) == pytest.approx(0.59)
     assert suggest(torch.tensor([0.95, 0.9])) == pytest.approx(0.475)
     assert suggest(torch.empty(0)) is None
+
+
+def apart(*logits: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes that do not touch, with these logits."""
+    left = 100.0 * torch.arange(len(logits))
+    boxes = torch.stack([left, 0 * left, left + 50, 0 * left + 50], 1)
+    return boxes, torch.tensor(logits, dtype=torch.float32)
+
+
+def test_a_picture_is_judged_kindly_where_the_best_are_fairly_alike() -> None:
+    faces, coins = kindness(*apart(1.8, 1.5, 1.4, -5)), kindness(*apart(6, 5, 5, 1))
+    assert faces > 1.5
+    assert coins == 0
+    assert 0 < kindness(*apart(3, 2.5, 2.2, 1)) < faces
+
+
+def test_one_look_alike_is_no_reason_to_be_kind() -> None:
+    assert kindness(*apart(2.0, -3, -4, -5)) == 0
+    assert kindness(*apart(2.0, 1.9)) == 0
+    assert kindness(*apart(1.5, 1.5, -torch.inf)) == 0  # the third is the example itself
+    boxes, logits = apart(2.0, 1.9, 1.8)
+    assert kindness(boxes, logits) > 0
+    assert kindness(boxes[:1].repeat(3, 1), logits) == 0  # the same find three times
 
 
 def test_a_strict_search_finds_less_than_one_for_the_kind(model: Exemplar, coins: Pixels) -> None:
@@ -427,10 +450,10 @@ def test_an_embedding_is_of_one_label_and_of_what_is_meant(model: Exemplar, coin
 
 
 def test_a_point_stands_for_the_thing_under_it(model: Exemplar, coins: Pixels) -> None:
-    x0, y0, x1, y1 = COINS[9]
+    x0, y0, x1, y1 = COINS[10]
     point = PointPrompt(point=((x0 + x1) / 2, (y0 + y1) / 2), label="coin")
     found = ask(model, coins, Request(prompts=(point,)))
-    assert iou(found[0].box, COINS[9]) > 0.5
+    assert iou(found[0].box, COINS[10]) > 0.5
     right, false = hits(found, COINS)
     assert right >= 12  # the extent is a guess
     assert false <= 6

@@ -9,6 +9,7 @@ members of a class.
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,10 +44,12 @@ _SURELY_PROPOSED = 40
 _PROMISING = 0.4  # share of the best proposals' score from which others are looked at, too
 _SECOND_ROUND = 1.5  # candidates for it, for each find that the first round expects
 _MOVED_IOU = 0.75  # from which two candidates are one after the first round
+_TELLING, _SAME = 3, 0.4  # finds that say how alike things are here; IoU that makes two one
+_ALIKE, _KINDNESS, _KINDEST, _UNLIKE, _ONSET = 3.5, 1.2, 2.5, 0.0, 3.0  # see `kindness`
 _RIVALRY = 4.0  # how fast a find is lost that is more like something else
-_SUPPORTS, _SURE, _HOPELESS, _TRUST = 3, 1.0, -3.5, 0.85  # of query expansion
-_FAIR, _GENEROSITY, _MOST_GENEROUS = 3.0, 0.9, 2.7  # of the term for the picture
-_CUT: dict[Match, float] = {"strict": 2.4, "normal": 1.2, "kind": 0.0}  # logit that becomes .5
+_SUPPORTS, _SURE, _HOPELESS = 3, 1.0, -3.5  # of query expansion
+_CUT, _SHARPNESS = 2.1, 2.5  # logit that becomes .5, and what one more is worth
+_STRICTER: dict[Match, float] = {"strict": 0.4, "normal": 0.0, "kind": -0.8}
 _ACROSS_LABELS = 0.6  # IoU from which two labels claim one object
 
 
@@ -125,6 +128,7 @@ class Exemplar:
 
     Args:
         device: where `forward` runs.
+        weights: of the head.
 
     Raises:
         FileNotFoundError: the package with the weights is not installed.
@@ -133,7 +137,7 @@ class Exemplar:
 
     info = ModelInfo(
         name="exemplar",
-        version="2",
+        version="3",
         labels=[],
         tasks=["detect", "embed"],
         prompts=["box", "point", "embedding"],
@@ -145,11 +149,11 @@ class Exemplar:
 
     max_batch = 1  # one pyramid keeps a device busy; nothing is shared between images
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, weights: Path = head.WEIGHTS) -> None:
         self.device = device
         self.backbone = efficientnet_lite.load().to(device)
         self.run: Run = self.backbone
-        self.head, self.head_id = head.load()
+        self.head, self.head_id = head.load(weights)
         self.head.to(device)
 
     def tune(self, tuner: Tuner) -> None:
@@ -390,27 +394,28 @@ class _Search:
         the best finds are only fairly like the example, all are judged more kindly.
 
         Returns:
-            (N, 4) boxes in pixels of the image and (N,) logits.
+            (N, 4) boxes in pixels of the image and (N,) logits, 0 at the cut.
         """
-        places = self._propose(shown)
-        logits, deltas, _ = self._judge(shown, self._look(places))
+        places, by = self._propose(shown)
+        logits, deltas = self._screen(shown, self._look(places), by)
         places = _Places(move(places.boxes, deltas), places.fields)
         most = max(_SURELY_PROPOSED, int(_SECOND_ROUND * (logits > -1).sum()))
         places = places[nms(self._outward(places), logits, _MOVED_IOU)[:most]]
         things = self._look(places)
-        logits, deltas, best = self._judge(shown, things)
+        every, deltas = self._judge(shown, things)
         boxes = self._outward(_Places(move(places.boxes, deltas), places.fields))
-        expanded = self._expand(shown, boxes, places, things, logits, best)
-        for one in against:  # at the cut where it is as much like that one
+        decided = self._decide(shown, boxes, places, things, every)
+        for one in against:
             rival, _ = self._comparator(one.prompt, things)
-            expanded = torch.minimum(expanded, _CUT["normal"] + _RIVALRY * (logits - rival))
-        return boxes, expanded
+            decided = torch.minimum(decided, _RIVALRY * (every.amax(0) - rival))
+        return boxes, decided
 
-    def _propose(self, shown: list[Shown]) -> _Places:
-        boxes, fields = [], []
+    def _propose(self, shown: list[Shown]) -> tuple[_Places, Tensor]:
+        """Where to look, and (N,) which example wants to."""
+        boxes, fields, by = [], [], []
         for n, field in enumerate(self._fields):
-            found, scores = [], []
-            for one in shown:
+            found, scores, owners = [], [], []
+            for m, one in enumerate(shown):
                 if field.level not in one.levels:
                     continue
                 x0, y0, x1, y1 = one.example.box
@@ -426,13 +431,27 @@ class _Search:
                 promising[:_SURELY_PROPOSED] = True
                 found.append(box[promising])
                 scores.append(score[promising])
+                owners.append(torch.full_like(scores[-1], m, dtype=torch.int64))
             if found:
-                pooled, value = torch.cat(found), torch.cat(scores)
+                pooled, owner = torch.cat(found), torch.cat(owners)
                 if len(found) > 1:
-                    pooled = pooled[nms(pooled, value, 0.6)][:_MOST_PROPOSED]
+                    kept = nms(pooled, torch.cat(scores), 0.6)[:_MOST_PROPOSED]
+                    pooled, owner = pooled[kept], owner[kept]
                 boxes.append(pooled)
+                by.append(owner)
                 fields.append(torch.full((len(pooled),), n, device=pooled.device))
-        return _Places(torch.cat(boxes), torch.cat(fields))
+        return _Places(torch.cat(boxes), torch.cat(fields)), torch.cat(by)
+
+    def _screen(self, shown: list[Shown], things: Thing, by: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N,) and moves (N, 4) of things, each by the example that proposed it."""
+        parts, order = [], []
+        for n, one in enumerate(shown):
+            mine = (by == n).nonzero()[:, 0]
+            if len(mine):
+                parts.append(self._comparator(one.prompt, things[mine]))
+                order.append(mine)
+        back = torch.cat(order).argsort()
+        return torch.cat([p[0] for p in parts])[back], torch.cat([p[1] for p in parts])[back]
 
     def _look(self, places: _Places) -> Thing:
         """Read each box on its own field, in the order of the boxes."""
@@ -455,12 +474,12 @@ class _Search:
             boxes[mine] = field.view.outward(places.boxes[mine])
         return boxes
 
-    def _judge(self, shown: list[Shown], things: Thing) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the example that fits best: its logits, its moves, and its place."""
+    def _judge(self, shown: list[Shown], things: Thing) -> tuple[Tensor, Tensor]:
+        """Logits of each example, (k, N), and the moves of the one that fits best, (N, 4)."""
         judged = [self._comparator(one.prompt, things) for one in shown]
-        logits, best = torch.stack([logit for logit, _ in judged]).max(0)
-        rows = torch.arange(len(best), device=best.device)
-        return logits, torch.stack([delta for _, delta in judged])[best, rows], best
+        logits = torch.stack([logit for logit, _ in judged])
+        rows = torch.arange(logits.shape[1], device=logits.device)
+        return logits, torch.stack([delta for _, delta in judged])[logits.argmax(0), rows]
 
     def _kinship(self, shown: list[Shown]) -> Tensor:
         """How much each example is like each other one: (k, k), 1 on the diagonal."""
@@ -471,38 +490,57 @@ class _Search:
         alike = torch.stack([self._comparator(one.prompt, things)[0].sigmoid() for one in shown])
         return alike.fill_diagonal_(1.0)
 
-    def _expand(
+    def _decide(
         self,
         shown: list[Shown],
         boxes: Tensor,
         places: _Places,
         things: Thing,
-        logits: Tensor,
-        best: Tensor,
+        every: Tensor,
     ) -> Tensor:
-        known = [one.example.box for one in shown if one.example.image == MAIN_IMAGE]
-        prompted = torch.tensor(known, device=boxes.device).view(-1, 4)
-        fresh = logits > _SURE
-        if len(prompted):
-            fresh &= box_iou(boxes, prompted).amax(1) < 0.5
-        supports = fresh.nonzero()[:, 0]
+        """Logits (N,), 0 at the cut, from those of each example, (k, N)."""
+        logits, best = every.max(0)
+        on = torch.zeros_like(every, dtype=torch.bool)  # the place of an example itself
+        for n, one in enumerate(shown):
+            if one.example.image == MAIN_IMAGE:
+                prompted = torch.tensor([one.example.box], device=boxes.device)
+                on[n] = box_iou(prompted, boxes)[0] >= 0.5
+        decided = logits.clone()
+        supports = (~on.any(0) & (logits > _SURE)).nonzero()[:, 0]
         supports = supports[nms(boxes[supports], logits[supports], 0.3)[:_SUPPORTS]]
-        if not len(supports):
-            return logits
         hopeful = (logits > _HOPELESS).nonzero()[:, 0]
-        seen, votes = things[hopeful], []
+        seen, kinship = things[hopeful], self._kinship(shown)
+        votes, kin = list(every[:, hopeful]), list(kinship[:, best[hopeful]])
         for support in supports.tolist():
             side = places.boxes[support, 2:] - places.boxes[support, :2]
-            prompt = head.Prompt.of(things[slice(support, support + 1)], float(side[0] / side[1]))
+            one_more = things[slice(support, support + 1)]
+            prompt = head.Prompt.of(one_more, float(side[0] / side[1]))
             vote, _ = self._comparator(prompt, seen)
             votes.append(torch.where(hopeful == support, logits[hopeful], vote))
-        # A support speaks as far as the examples that it and the candidate come from are alike.
-        kin = self._kinship(shown)[best[supports]][:, best[hopeful]]
-        together = (kin * torch.stack(votes)).sum(0) / kin.sum(0).clamp(min=1e-6)
-        expanded = logits.clone()
-        expanded[hopeful] += _TRUST * kin.amax(0) * (together - logits[hopeful])
-        surest = logits[fresh].topk(min(3, int(fresh.sum()))).values.mean()
-        return expanded + (_GENEROSITY * (_FAIR - surest)).clamp(0, _MOST_GENEROUS)
+            kin.append(kinship[best[support]][best[hopeful]])
+        # Each speaks as far as its example and that of the candidate are alike.
+        weights = torch.stack(kin)
+        decided[hopeful] = (weights * torch.stack(votes)).sum(0) / weights.sum(0)
+        return decided + kindness(boxes, every.masked_fill(on, -math.inf).amax(0)) - _CUT
+
+
+def kindness(boxes: Tensor, logits: Tensor) -> float:
+    """How much more kindly a picture is judged whose best finds are only fairly alike.
+
+    Individuals of a kind differ, copies do not, and the three best finds tell. Nothing is added
+    where there are no three good ones: an object without its like is no reason to be kind.
+
+    Args:
+        boxes: (N, 4).
+        logits: (N,), of finds other than the examples; of an example, what the others say of it;
+            -inf, if there is no other.
+    """
+    others = logits[nms(boxes, logits, _SAME)[:_TELLING]]
+    if len(others) < _TELLING:
+        return 0.0
+    likeness = others.mean().item()
+    fair, modest = _KINDNESS * (_ALIKE - likeness), _ONSET * (likeness - _UNLIKE)
+    return min(max(min(fair, modest), 0.0), _KINDEST) if others[0] > _SURE else 0.0
 
 
 def suggest(scores: Tensor) -> float | None:
@@ -528,7 +566,8 @@ def _with_given(raw: Candidates, item: Item) -> tuple[Tensor, Tensor, Tensor]:
     edge = torch.tensor([width, height] * 2, dtype=torch.float32)
     boxes = torch.minimum(raw.boxes.clamp(min=0), edge)
     real = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1) & raw.logits.isfinite()
-    scores = (raw.logits[real] - _CUT[item.request.match]).sigmoid()
+    logits = raw.logits[real] - _STRICTER[item.request.match]
+    scores = (_SHARPNESS * logits).sigmoid()
     return (
         torch.cat([torch.tensor(list(raw.given), dtype=torch.float32).view(-1, 4), boxes[real]]),
         torch.cat([torch.full((len(raw.given),), 2.0), scores]),

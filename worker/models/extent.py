@@ -23,7 +23,7 @@ _ASPECTS = (0.5, 0.7, 1.0, 1.4, 2.0)
 _OFFSETS = (-0.3, -0.15, 0.0, 0.15, 0.3)  # of the box's middle from the point, in shares of a side
 _MARGIN = 0.3  # of the ring that is held against the inside, in shares of a side
 _FINER = 2  # times finer than the cells, for the sums
-_STANDS_OUT = 0.25  # weight of being unlike the picture's background, against being like the spot
+_STANDS_OUT = 1.0  # weight of being unlike the picture's background, against being like the spot
 _RING = 2.0  # weight of the surroundings
 
 

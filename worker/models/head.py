@@ -85,8 +85,8 @@ class Embedder(nn.Module):
         )
         fine = self.one(one)
         fine = fine / (1 + fine.square().sum(1, keepdim=True)).sqrt()
-        two, four = self.two(_unit(two)), self.four(_unit(four))
-        return Maps(F.normalize(torch.cat([two, _double(four)], 1), dim=1), fine)
+        two, four = self.two(unit(two)), self.four(unit(four))
+        return Maps(F.normalize(torch.cat([two, double(four)], 1), dim=1), fine)
 
 
 def look(maps: Maps, boxes: Tensor) -> Thing:
@@ -319,12 +319,12 @@ def move(boxes: Tensor, deltas: Tensor) -> Tensor:
     return torch.cat([middle - half, middle + half], 1)
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
     """Cells of equal strength, one on average for each channel."""
     return F.normalize(x, dim=1) * math.sqrt(x.shape[1])
 
 
-def _double(x: Tensor) -> Tensor:
+def double(x: Tensor) -> Tensor:
     """Stage 4 on stage 2's cells: odd ones share its centres, even ones lie between two."""
     size = (2 * x.shape[2] + 1, 2 * x.shape[3] + 1)
     x = F.pad(x, (1, 0, 1, 0), mode="replicate")
