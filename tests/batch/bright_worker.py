@@ -33,7 +33,7 @@ class _Busy(Patches):
         return items
 
 
-def _bright(*_: Any) -> Any:
+def _bright(*_: Any, **__: Any) -> Any:
     name, *ms = "".join(sys.argv[1:]).split(":")
     return _Busy(float("".join(ms) or 0)) if name == "patches" else Bright()
 

@@ -21,6 +21,7 @@ class Service:
     """A running `mayfly serve` with its own folder for temporary files and its log in a file."""
 
     def __init__(self, folder: Path, *options: str, **environment: str) -> None:
+        self.data = folder / "data"
         self.tmp = Path(tempfile.mkdtemp(prefix="e2e-"))  # paths of sockets must be short
         weakref.finalize(self, shutil.rmtree, self.tmp, ignore_errors=True)
         self.log = folder / "service.log"
@@ -32,7 +33,7 @@ class Service:
                 env={
                     **os.environ,
                     "TMPDIR": str(self.tmp),
-                    "MAYFLY_DATA_DIR": str(folder / "data"),
+                    "MAYFLY_DATA_DIR": str(self.data),
                     "MAYFLY_LOG_LEVEL": "DEBUG",
                     **environment,
                 },

@@ -14,7 +14,7 @@ def _cpu(_: str) -> Any:
     return "cpu"
 
 
-def _echo(*_: Any) -> Any:
+def _echo(*_: Any, **__: Any) -> Any:
     return Echo()
 
 
