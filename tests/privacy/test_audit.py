@@ -81,7 +81,16 @@ async def test_a_service_that_keeps_an_image_fails(
     assert await audit.run(options) == 1
     report = json.loads(capsys.readouterr().out)
     assert not report["clean"]
-    assert report["rows"][0]["findings"] == ["image in file upload.tmp"]
+    found = report["rows"][0]["findings"]
+    # What does not compress lies in a PNG as it is, so its pixels may be found there, too.
+    assert (
+        {"image in file upload.tmp"}
+        <= set(found)
+        <= {
+            "image in file upload.tmp",
+            "pixels in file upload.tmp",
+        }
+    )
 
 
 async def test_a_search_that_finds_nothing_planted_is_not_believed(
