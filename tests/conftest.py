@@ -142,7 +142,7 @@ async def running_worker(
                 await asyncio.sleep(1)
 
         await store.heartbeat(info)
-        loops = (queue.main(), queue.listen(), queue.renew(), pipeline.serve(), heartbeat())
+        loops = (queue.main(), queue.listen(), queue.renew(), heartbeat())
         async with background(*loops):
             yield queue
             await queue.drain(5)

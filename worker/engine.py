@@ -47,6 +47,7 @@ RUNS, ENOUGH_S = 7, 3.0  # a measurement ends with either
 WORTH = 0.95  # a larger batch must take less time an image than this share of the smaller one's
 # The largest difference from eager, as a share of each output's largest value.
 TOLERANCE, TOLERANCE_BF16 = 1e-4, 5e-2
+_RESIDUAL = [(f"conv{number}", f"bn{number}") for number in (1, 2, 3)]
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -230,13 +231,20 @@ def _folded(core: nn.Module, sample: Tensor, folder: Path | None) -> Run:
 
 
 def fold(core: nn.Module) -> nn.Module:
-    """A copy with each batch norm that follows a convolution folded into it, channels last."""
+    """A copy with each batch norm that follows a convolution folded into it, channels last.
+
+    Pairs are found in sequences and, by torchvision's names, in its residual networks; a norm may
+    be frozen.
+    """
     core = copy.deepcopy(core)
     for module in core.modules():
-        if isinstance(module, nn.Sequential):
-            for at, (conv, norm) in enumerate(pairwise(module)):
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    module[at], module[at + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+        children = dict(module.named_children())
+        pairs = pairwise(children) if isinstance(module, nn.Sequential) else _RESIDUAL
+        for conv, norm in pairs:
+            one, other = children.get(conv), children.get(norm)
+            if isinstance(one, nn.Conv2d) and hasattr(other, "running_var"):
+                setattr(module, conv, fuse_conv_bn_eval(one, other))
+                setattr(module, norm, nn.Identity())
     return core.to(memory_format=torch.channels_last)
 
 

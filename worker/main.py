@@ -56,7 +56,7 @@ async def run(settings: Settings) -> int:
 
         stopping = stop_signal()
         loops = [loop for queue in queues for loop in (queue.main(), queue.listen(), queue.renew())]
-        async with background(heartbeat(), gate.serve(), pipeline.serve(), *loops) as tasks:
+        async with background(heartbeat(), gate.serve(), *loops) as tasks:
             log.info("worker ready", extra={"fields": {"models": sorted(served)}})
             await until_stopped(stopping, tasks)
             with contextlib.suppress(*STORE_ERRORS):

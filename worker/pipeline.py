@@ -198,10 +198,6 @@ class Pipeline:
     def infos(self) -> list[ModelInfo]:
         return [model.info for model in self._models.values()]
 
-    async def serve(self) -> None:
-        """Run the models' batches until cancelled."""
-        await asyncio.gather(*(batcher.serve() for batcher in self.batchers.values()))
-
     def wedged(self) -> bool:
         """Whether a forward has been running for longer than any should."""
         limit = time.monotonic() - self._settings.forward_timeout_s

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from scripts.bench.pictures import DETECTOR, WISH
 from scripts.bench.processes import Group, group, python
-from scripts.bench.servers import Service, start_service
+from scripts.bench.servers import START_S, Service, start_service
 from scripts.bench.stand_in import NAME as SLEEPER
 
 
@@ -17,6 +17,7 @@ class Sizes(NamedTuple):
 
     pictures: int
     seconds: float  # of one figure
+    images: int  # through each stage
     concurrency: Sequence[int]
     in_flight: Sequence[int]
     queued: Sequence[int]
@@ -25,9 +26,9 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(
-    60, 4.0, (1, 8, 32, 128), (0, 8, 64), (100, 10_000, 100_000), (1, 2, 4, 8, 16, 64), True
+    60, 4.0, 48, (1, 8, 32, 128), (0, 8, 64), (100, 10_000, 100_000), (1, 2, 4, 8, 16, 64), True
 )
-QUICK = Sizes(6, 0.5, (1, 8), (8,), (100,), (2,), False)
+QUICK = Sizes(6, 0.5, 4, (1, 8), (8,), (100,), (2,), False)
 
 
 @dataclass
@@ -84,6 +85,33 @@ class Bench:
     def wish(self) -> dict[str, Any]:
         """What is asked of the detector."""
         return WISH if self.sleep_s is None else {"model": SLEEPER}
+
+    def picture_folder(self) -> Path:
+        """The pictures as files, for processes that read them."""
+        folder = self.folder / "pictures"
+        if not folder.exists():
+            folder.mkdir()
+            for number, picture in enumerate(self.pictures):
+                (folder / f"{number:03}.jpg").write_bytes(picture)
+        return folder
+
+    async def loop(self, module: str, *arguments: str) -> Group:
+        """A process of a module that goes through the pictures when it is asked to."""
+        processes, new = await self.group(module)
+        if new:
+            await processes.start(
+                "loop",
+                python(module, str(self.picture_folder()), *arguments),
+                environment={
+                    "MAYFLY_CHECKPOINTS": self.checkpoint,
+                    "MAYFLY_MODELS": self.wish["model"],
+                },
+                log=self.folder / f"{module}.log",
+                cores=self.cores,
+                pipe=True,
+            )
+            await processes.said("loop", "ready", START_S)
+        return processes
 
     @property
     def checkpoint(self) -> str:

@@ -19,8 +19,8 @@ from jobs.sealing import Capability, Payload, PublicKey
 from jobs.store import Store, image_key, job_key, queue_key
 from scripts.bench.bench import Bench, sleeper
 from scripts.bench.load import Cases, Figures, load, mayfly, percentile
-from scripts.bench.processes import group, python
-from scripts.bench.servers import START_S, Service, start_service
+from scripts.bench.processes import group
+from scripts.bench.servers import Service, start_service
 from scripts.bench.stand_in import NAME as SLEEPER
 
 _SLEEP_S = 0.5  # of the model that is scaled out: so that 64 workers need a part of a core only
@@ -51,30 +51,24 @@ class Measure(NamedTuple):
 
 
 async def raw(bench: Bench) -> Cases:
-    processes, new = await bench.group("raw")
-    if new:
-        folder = bench.folder / "pictures"
-        folder.mkdir()
-        for number, picture in enumerate(bench.pictures):
-            (folder / f"{number:03}.jpg").write_bytes(picture)
-        stand_in = [] if bench.sleep_s is None else [str(bench.sleep_s)]
-        await processes.start(
-            "loop",
-            python("scripts.bench.raw", str(folder), *stand_in),
-            environment={
-                "MAYFLY_CHECKPOINTS": bench.checkpoint,
-                "MAYFLY_MODELS": bench.wish["model"],
-            },
-            log=bench.folder / "raw.log",
-            cores=bench.cores,
-            pipe=True,
-        )
-        await processes.said("loop", "ready", START_S)
+    stand_in = [] if bench.sleep_s is None else [str(bench.sleep_s)]
+    processes = await bench.loop("scripts.bench.raw", *stand_in)
     cpu = processes.cpu_s()
     count, rate = map(float, (await processes.ask("loop", str(bench.sizes.seconds), 60)).split())
     cpu = processes.cpu_s() - cpu
     memory = processes.memory_mb()
     return {"loop": {"images/s": rate, "CPU ms/image": cpu / count * 1e3, "memory MB": memory}}
+
+
+async def stages(bench: Bench) -> Cases:
+    if bench.sleep_s is not None:
+        return {}
+    processes = await bench.loop("scripts.bench.stages")
+    costs = msgspec.json.decode(await processes.ask("loop", str(bench.sizes.images), 120))
+    return {
+        way: {"all ms": sum(spent.values())} | {f"{name} ms": ms for name, ms in spent.items()}
+        for way, spent in costs.items()
+    }
 
 
 async def service(bench: Bench) -> Cases:
@@ -166,6 +160,7 @@ async def scaling(bench: Bench) -> Cases:
 
 MEASURES = [
     Measure("raw", "the bare loop: decode, prepare, forward, finish, without a service", raw),
+    Measure("stages", "CPU of each stage of the bare loop", stages),
     Measure("service", "an image and its result in one request, all on one core", service),
     Measure("apart", "the same with the worker alone on its core", apart),
     Measure("front-door", "a model that does nothing, and images not decoded", front_door),

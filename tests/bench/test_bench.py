@@ -62,8 +62,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def test_every_measure_reports(ran: Ran) -> None:
-    without_a_second_core = {"apart"} if len(os.sched_getaffinity(0)) == 1 else set()
-    assert set(ran.figures) == {measure.name for measure in MEASURES} - without_a_second_core
+    missing = {"stages"}  # of a detector, for which a model that sleeps stands in here
+    if len(os.sched_getaffinity(0)) == 1:
+        missing |= {"apart"}
+    assert set(ran.figures) == {measure.name for measure in MEASURES} - missing
     for name in ran.figures:
         assert f"{name}: " in ran.printed
 
@@ -119,4 +121,4 @@ def test_an_unknown_measure_is_named(tmp_path: Path) -> None:
     process = _start(tmp_path, "--only", "speed")
     process.communicate(timeout=60)
     assert process.returncode == 78
-    assert "No measure is called speed. There are: raw, service," in (tmp_path / "log").read_text()
+    assert "No measure is called speed. There are: raw, stages," in (tmp_path / "log").read_text()

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import pytest_asyncio
 
-from jobs.process import background
 from worker.batcher import Batcher
 
 
@@ -38,9 +37,7 @@ def device() -> Device:
 @pytest_asyncio.fixture
 async def batcher(device: Device) -> AsyncIterator[Batcher[int, int]]:
     with ThreadPoolExecutor(1) as executor:
-        batcher = Batcher(device.run, executor, max_batch=3)
-        async with background(batcher.serve()):
-            yield batcher
+        yield Batcher(device.run, executor, max_batch=3)
 
 
 async def _while_busy(
@@ -74,6 +71,25 @@ async def test_while_it_runs_the_next_batch_fills(
     await _while_busy(device, batcher, submit)
     await asyncio.gather(*tasks)
     assert device.batches == [[0], [1, 2, 3], [4]]
+
+
+async def test_the_device_goes_on_while_the_loop_is_busy(
+    device: Device, batcher: Batcher[int, int]
+) -> None:
+    """It takes its next batch by itself: the loop, which stands still here, is not asked."""
+    tasks: list[asyncio.Task[object]] = []
+
+    def submit() -> None:
+        tasks.extend(asyncio.create_task(batcher.submit(n, "a")) for n in (1, 2))
+        asyncio.get_running_loop().call_later(0.01, go_on)
+
+    def go_on() -> None:
+        device.go.set()
+        assert device.running.acquire(timeout=5)  # on the loop's own thread
+
+    await _while_busy(device, batcher, submit)
+    await asyncio.gather(*tasks)
+    assert device.batches == [[0], [1, 2]]
 
 
 async def test_a_batch_is_of_one_bucket(device: Device, batcher: Batcher[int, int]) -> None:

@@ -11,7 +11,6 @@ from arq import Worker, func
 from arq.connections import ArqRedis
 
 from jobs.contract import Annotated, Annotation, BoxPrompt, Failed, Request, Result
-from jobs.process import background
 from jobs.sealing import Capability, Payload, PrivateKey, open_result
 from jobs.settings import Settings
 from jobs.store import Claimed, Store, connection_pool, crash_key, deserialize, queue_key, serialize
@@ -278,14 +277,13 @@ async def test_a_wedged_device_is_noticed(
     with ThreadPoolExecutor(1) as device:
         pipeline = Pipeline(store, [key], {"exemplar": Echo()}, device, impatient)
         await _submit(store, key, label="slow")
-        async with background(pipeline.serve()):
-            [job] = await store.claim("exemplar", 1, 5)
-            running = asyncio.create_task(pipeline.annotate(job))
-            assert not pipeline.wedged()
-            await asyncio.sleep(0.35)
-            assert pipeline.wedged()
-            await running
-            assert not pipeline.wedged()
+        [job] = await store.claim("exemplar", 1, 5)
+        running = asyncio.create_task(pipeline.annotate(job))
+        assert not pipeline.wedged()
+        await asyncio.sleep(0.35)
+        assert pipeline.wedged()
+        await running
+        assert not pipeline.wedged()
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff" + b"\0" * 50, b"GIF89a"])

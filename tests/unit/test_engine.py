@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
+from torchvision.ops import FrozenBatchNorm2d
 
 from worker import engine
 from worker.engine import Engine, Tuner
@@ -69,6 +71,20 @@ def test_outputs_are_torchs_own_for_any_batch_and_size(name: str) -> None:
     for batch in (SAMPLE, noise(3, 3, 32, 48), noise(2, 3, 64, 40)):
         for got, wanted in zip(found.run(batch), core(batch), strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, FrozenBatchNorm2d])
+@torch.inference_mode()
+def test_a_residual_network_keeps_no_batch_norm(norm: Any) -> None:
+    """torchvision's detectors have such backbones, most of them with frozen norms."""
+    torch.manual_seed(0)
+    core = resnet18(norm_layer=norm).eval()
+    for module in core.modules():
+        if isinstance(module, norm):
+            module.running_var.uniform_(0.5, 2)
+    folded = engine.fold(core)
+    assert not [module for module in folded.modules() if isinstance(module, norm)]
+    torch.testing.assert_close(folded(SAMPLE), core(SAMPLE), atol=1e-5, rtol=1e-4)
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from worker.engine import Run, Tuner
 from worker.models import rle
 from worker.models.base import Finds, Pixels
 from worker.models.families import Detections, family_of
+from worker.models.transfer import Uploaded, Uploads, fetch
 
 MASK_THRESHOLD = 0.5  # of a pixel's probability, as in torchvision's own evaluation
 KEYPOINT_THRESHOLD = 0.0  # of a keypoint's heatmap logit; torchvision draws the same line
@@ -33,9 +34,7 @@ _SPARE = 4  # pixels a side that stay for each one of the input, so that the mod
 class Prepared:
     """One image as the network takes it."""
 
-    tensor: (
-        Tensor  # (3, height, width) on the CPU, resized, padded; float32 if it is normalised too
-    )
+    image: Uploaded  # (3, height, width), resized, padded; float32 if it is normalised too
     size: tuple[int, int]  # height and width without the padding
     image_size: tuple[int, int]  # height and width of the image as displayed
     request: Request
@@ -84,6 +83,7 @@ class TorchvisionDetector:
             for values in (network.transform.image_mean, network.transform.image_std)
         )
         self._gain, self._offset = 1 / (255 * std), -mean / std
+        self._uploads = Uploads(device)
         self._batch: list[Prepared] = []
         self._roi_heads: Any = getattr(network, "roi_heads", None)
         if self._roi_heads is not None:
@@ -134,9 +134,10 @@ class TorchvisionDetector:
         height, width = (side * reduction for side in pixels.shape[:2])
         self._check_shape(height, width)
         if self._exact:
-            image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
-            batch, _ = self._transform([image])
-            return Prepared(batch.tensors[0], batch.image_sizes[0], (height, width), request)
+            floats = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
+            batch, _ = self._transform([floats])
+            image = self._uploads.send(batch.tensors[0])
+            return Prepared(image, batch.image_sizes[0], (height, width), request)
         rows, columns = self._input_size(height, width)
         stride = self._transform.size_divisible
         padded = np.zeros(
@@ -144,8 +145,8 @@ class TorchvisionDetector:
         )
         # OpenCV's bilinear is torch's on 8 bits, bit for bit, in a third of the time
         padded[:rows, :columns] = cv2.resize(pixels, (columns, rows))
-        tensor = torch.from_numpy(padded).permute(2, 0, 1)
-        return Prepared(tensor, (rows, columns), (height, width), request)
+        image = self._uploads.send(torch.from_numpy(padded).permute(2, 0, 1))
+        return Prepared(image, (rows, columns), (height, width), request)
 
     def _input_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width to which the model's transform resizes."""
@@ -172,7 +173,7 @@ class TorchvisionDetector:
 
     def bucket(self, item: Prepared) -> Hashable:
         """Padded height and width, and which of the costly outputs are wanted."""
-        return item.tensor.shape[1:], "mask" in item.request.outputs, _keypoints_wanted(item)
+        return item.image.tensor.shape[1:], "mask" in item.request.outputs, _keypoints_wanted(item)
 
     @torch.inference_mode()
     def forward(self, items: list[Prepared]) -> list[Detections]:
@@ -188,14 +189,11 @@ class TorchvisionDetector:
             self._leave_out_unwanted_heads(items[0])
         images = ImageList(self._normalised(items), [item.size for item in items])
         floor = min(self._min_score(item.request) for item in items)
-        return _fetch(self._family.detect(self._run(images.tensors), images, floor))
+        return fetch(self._family.detect(self._run(images.tensors), images, floor))
 
     def _normalised(self, items: list[Prepared]) -> Tensor:
         """The batch on the device: sent in 8 bits, made floats there; its padding is zeros."""
-        batch = torch.stack([item.tensor for item in items])
-        if self._device.type == "cuda":
-            batch = batch.pin_memory()
-        batch = batch.to(self._device, non_blocking=True)
+        batch = self._uploads.stack([item.image for item in items])
         if batch.is_floating_point():
             return batch
         batch = batch.float().mul_(self._gain).add_(self._offset)
@@ -269,23 +267,6 @@ class TorchvisionDetector:
 def largest_batch(device: torch.device) -> int:
     """Larger ones gain nothing on a CPU, whose cache they leave."""
     return 4 if device.type == "cpu" else 16
-
-
-def _fetch(found: list[Detections]) -> list[Detections]:
-    """Bring the finds of a batch to the CPU, all in one transfer."""
-    rows = [torch.cat([v.flatten(1).float() for v in map(_column, d.values())], 1) for d in found]
-    fetched = torch.split(torch.cat(rows).cpu(), [len(row) for row in rows])
-    return [_unpack(row, each) for row, each in zip(fetched, found, strict=True)]
-
-
-def _column(values: Tensor) -> Tensor:
-    return values[:, None] if values.dim() == 1 else values
-
-
-def _unpack(row: Tensor, like: Detections) -> Detections:
-    widths = [_column(value).flatten(1).shape[1] for value in like.values()]
-    parts = zip(like.items(), torch.split(row, widths, 1), strict=True)
-    return {key: part.reshape(value.shape).to(value.dtype) for (key, value), part in parts}
 
 
 def _keypoints_wanted(item: Prepared) -> bool:

@@ -1,0 +1,114 @@
+"""Where the time of one image goes: CPU time of each stage, ours and torchvision's as documented.
+
+    python -m scripts.bench.stages PICTURES
+
+Reads numbers of images from stdin, annotates so many in each way, and answers with JSON: way,
+stage, milliseconds an image.
+"""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.contract import MAIN_IMAGE, Request
+from jobs.settings import Settings
+from scripts.bench.peers.work import Plain
+from scripts.bench.pictures import DETECTOR, WISH
+from worker.decode import decode
+from worker.main import load_models
+
+
+class Clock:
+    """CPU seconds by stage; of stages within one another each counts its own time alone."""
+
+    def __init__(self) -> None:
+        self.spent: Counter[str] = Counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count what the body takes, less what stages within it take."""
+        begin, within = time.process_time(), self.spent.total()
+        yield
+        took = time.process_time() - begin
+        self.spent[name] += took - (self.spent.total() - within)
+
+    def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work`, as a stage."""
+
+        def run(*arguments: Any, **options: Any) -> Any:
+            with self.stage(name):
+                return work(*arguments, **options)
+
+        return run
+
+
+Loop = Callable[[list[bytes]], None]
+
+
+def ours(clock: Clock) -> tuple[Loop, int]:
+    """The worker's own stages, and how many images it takes at a time."""
+    settings = Settings.from_env()
+    model: Any = load_models(settings)[0][DETECTOR]
+    request = msgspec.convert(WISH, Request)
+    vars(model)["_run"] = clock.timed("network", vars(model)["_run"])
+
+    def annotate(batch: list[bytes]) -> None:
+        with clock.stage("decode"):
+            images = [decode(data, settings.max_pixels) for data in batch]
+        with clock.stage("prepare"):
+            items = [model.prepare({MAIN_IMAGE: image}, request) for image in images]
+        with clock.stage("choose"):
+            raws = model.forward(items)
+            finds = [model.finish(raw, item) for raw, item in zip(raws, items, strict=True)]
+        with clock.stage("JSON"):
+            for each in finds:
+                msgspec.json.encode(each)
+
+    return annotate, model.max_batch
+
+
+def plain(clock: Clock) -> tuple[Loop, int]:
+    """torchvision as its documentation uses it, one image at a time."""
+    work = Plain()
+    network = vars(work)["_network"]
+    for name, stage in (("transform", "prepare"), ("backbone", "network"), ("head", "network")):
+        part = getattr(network, name)
+        part.forward = clock.timed(stage, part.forward)
+    vars(work)["_json"] = clock.timed("JSON", vars(Plain)["_json"].__get__(work))
+
+    def annotate(batch: list[bytes]) -> None:
+        with clock.stage("decode"):
+            items = [work.decode(data) for data in batch]
+        with clock.stage("choose"):
+            work.run(items)
+
+    return annotate, 1
+
+
+def main(folder: Path) -> None:
+    pictures = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+    clocks = {"ours": Clock(), "plain torchvision": Clock()}
+    loops = [make(clock) for make, clock in zip((ours, plain), clocks.values(), strict=True)]
+    for annotate, size in loops:
+        annotate(pictures[:size])
+    print("ready", flush=True)
+    for line in sys.stdin:
+        costs = {}
+        for (way, clock), (annotate, size) in zip(clocks.items(), loops, strict=True):
+            clock.spent.clear()
+            images, count = cycle(pictures), -(-int(line) // size) * size
+            for _ in range(0, count, size):
+                annotate(list(islice(images, size)))
+            costs[way] = {stage: spent / count * 1e3 for stage, spent in clock.spent.items()}
+        print(msgspec.json.encode(costs).decode(), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
