@@ -9,6 +9,7 @@ members of a class.
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +35,25 @@ from worker.models.base import Embedding, Finds, Pixels
 from worker.models.embedding import Remembered, pack, unpack
 from worker.models.extent import around
 from worker.models.head import Maps, Thing, look, move
+from worker.models.lockstep import Steps, by_shape, together
 from worker.models.outline import outline
 from worker.models.proposals import Template, propose
 from worker.models.regions import FeatureMap, Whitening, suppress
 from worker.models.views import EXAMPLE, View, Wanted, clip, cut, plan, tiles
 
+_BATCH = 8  # images, and views of one shape, that a GPU takes at a time; one keeps a CPU core busy
 _MOST_PROPOSED = 300  # of one example on one view
 _SURELY_PROPOSED = 40
 _PROMISING = 0.4  # share of the best proposals' score from which others are looked at, too
 _SECOND_ROUND = 1.5  # candidates for it, for each find that the first round expects
 _MOVED_IOU = 0.75  # from which two candidates are one after the first round
 _TELLING, _SAME = 3, 0.4  # finds that say how alike things are here; IoU that makes two one
-_ALIKE, _KINDNESS, _KINDEST, _UNLIKE, _ONSET = 3.5, 1.2, 2.5, 0.0, 3.0  # see `kindness`
+_ALIKE, _KINDNESS, _KINDEST, _UNLIKE, _ONSET = 4.0, 1.0, 3.0, 0.0, 3.0  # see `kindness`
 _RIVALRY = 4.0  # how fast a find is lost that is more like something else
 _SUPPORTS, _SURE, _HOPELESS = 3, 1.0, -3.5  # of query expansion
-_CUT, _SHARPNESS = 2.1, 2.5  # logit that becomes .5, and what one more is worth
+_CUT, _SHARPNESS = 2.4, 2.5  # logit that becomes .5 if nothing else is known; one more's worth
+_PARTING, _REACH = 0.7, 1.0  # sigma and half width of where finds may part, round what is expected
+_TOLD, _LOOSER, _STRICTEST = 0.3, 0.3, 2.8  # how far the least alike examples tell where that is
 _STRICTER: dict[Match, float] = {"strict": 0.4, "normal": 0.0, "kind": -0.8}
 _ACROSS_LABELS = 0.6  # IoU from which two labels claim one object
 
@@ -147,10 +152,9 @@ class Exemplar:
         licence="Apache-2.0 (EfficientNet-Lite0 weights, trained on ImageNet; Mayfly's own head)",
     )
 
-    max_batch = 1  # one pyramid keeps a device busy; nothing is shared between images
-
     def __init__(self, device: torch.device, weights: Path = head.WEIGHTS) -> None:
         self.device = device
+        self.max_batch = self._views_at_once = 1 if device.type == "cpu" else _BATCH
         self.backbone = efficientnet_lite.load().to(device)
         self.run: Run = self.backbone
         self.head, self.head_id = head.load(weights)
@@ -195,17 +199,29 @@ class Exemplar:
         return ()
 
     def forward(self, items: list[Item]) -> list[Candidates]:
-        """Search each item's image for its examples' like."""
-        with torch.inference_mode():
-            return [self._run(item) for item in items]
+        """Search each item's image for its examples' like.
 
-    def _run(self, item: Item) -> Candidates:
+        The items go step by step together, so that views of one shape share the backbone's batches.
+        """
+        with torch.inference_mode():
+            return together([self._run(item) for item in items], self._embed)
+
+    def _embed(self, views: list[View]) -> list[Maps]:
+        found: dict[int, Maps] = {}
+        for batch in by_shape(views, self._views_at_once):
+            maps = self.head.embedder(*self.run(torch.cat([views[n].pixels for n in batch])))
+            for at, n in enumerate(batch):
+                found[n] = Maps(maps.coarse[at : at + 1], maps.fine[at : at + 1])
+        return [found[n] for n in range(len(views))]
+
+    def _run(self, item: Item) -> Steps[Candidates]:
         images = {name: image.to(self.device) for name, image in item.images.items()}
-        examples = self._examples(item, images)
+        examples = yield from self._examples(item, images)
         if item.request.task == "embed":
-            text = pack([self._remember(images, one) for one in examples], self.head_id)
+            things = yield from _cut_out(images, examples)
+            kept = [_remember(images, *each) for each in zip(examples, things, strict=True)]
             empty = torch.empty(0)
-            return Candidates(empty.view(0, 4), empty, empty.long(), {}, text)
+            return Candidates(empty.view(0, 4), empty, empty.long(), {}, pack(kept, self.head_id))
         width, height = item.size
         edge = (width * height) ** 0.5
         wanted = []
@@ -218,15 +234,19 @@ class Exemplar:
                 sizes = (one.size, one.size * edge / (wide * high) ** 0.5)
             wanted.append(Wanted(sizes, one.image == MAIN_IMAGE, one.negative))
         pyramid = plan(width, height, wanted)
-        fields = [
-            Field(level, view, self._maps(view))
+        views = [
+            (level, view)
             for level, scale in pyramid.scales.items()
             for view in tiles(images[MAIN_IMAGE], scale)
         ]
+        maps = yield [view for _, view in views]
+        fields = [Field(*view, each) for view, each in zip(views, maps, strict=True)]
+        away = [one for one in examples if not one.remembered and one.image != MAIN_IMAGE]
+        elsewhere = dict(zip(away, (yield from _cut_out(images, away)), strict=True))
         whitening = Whitening.fit([field.maps.coarse for field in fields])
         shown = []
         for one, levels, own in zip(examples, pyramid.searched, pyramid.own, strict=True):
-            thing = self._thing(images, one, [field for field in fields if field.level == own])
+            thing = elsewhere.get(one) or self._thing(one, [f for f in fields if f.level == own])
             shown.append(Shown(one, thing, head.Prompt.of(thing, one.aspect), levels))
         for field in fields:
             field.whiten(whitening)
@@ -249,7 +269,7 @@ class Exemplar:
             given,
         )
 
-    def _examples(self, item: Item, images: dict[str, Tensor]) -> list[Example]:
+    def _examples(self, item: Item, images: dict[str, Tensor]) -> Steps[list[Example]]:
         """The distinct prompts as examples, points with the extent that they seem to mean."""
         examples: list[Example] = []
         for prompt in dict.fromkeys(item.request.prompts):
@@ -264,34 +284,18 @@ class Exemplar:
                 if isinstance(prompt, BoxPrompt):
                     box = clip(prompt.box, width, height)
                 else:
-                    box = clip(around(prompt.point, image, self._maps), width, height)
+                    box = clip((yield from around(prompt.point, image)), width, height)
                 examples.append(Example(prompt.label, prompt.negative, prompt.image, box))
         return examples
 
-    def _thing(self, images: dict[str, Tensor], one: Example, fields: list["Field"]) -> Thing:
-        """What is remembered of an example: read where it lies whole, or where it was kept."""
+    def _thing(self, one: Example, fields: list["Field"]) -> Thing:
+        """What is remembered of an example: as it was kept, or read where it lies whole."""
         if one.remembered:
             thing = one.remembered.thing
             return Thing(thing.coarse.to(self.device), thing.fine.to(self.device))
-        if one.image == MAIN_IMAGE:
-            box = torch.tensor(one.box, dtype=torch.float32, device=self.device)
-            field = max(fields, key=lambda field: field.view.holds(box))
-            return look(field.maps, field.view.inward(box[None]))
-        return self._cut_out(images[str(one.image)], one)
-
-    def _cut_out(self, image: Tensor, one: Example) -> Thing:
-        view, box = cut(image, one.box, min(3.0, EXAMPLE / one.size))
-        return look(self._maps(view), box)
-
-    def _remember(self, images: dict[str, Tensor], one: Example) -> Remembered:
-        image = images[str(one.image)]
-        x0, y0, x1, y1 = one.box
-        share = one.size / (image.shape[1] * image.shape[2]) ** 0.5
-        return Remembered(self._cut_out(image, one), x1 - x0, y1 - y0, share)
-
-    def _maps(self, view: View) -> Maps:
-        maps: Maps = self.head.embedder(*self.run(view.pixels))
-        return maps
+        box = torch.tensor(one.box, dtype=torch.float32, device=self.device)
+        field = max(fields, key=lambda field: field.view.holds(box))
+        return look(field.maps, field.view.inward(box[None]))
 
     def finish(self, raw: Candidates, item: Item) -> Finds | Embedding:
         """Suppress duplicates, cut; a prompted box itself is a find of score 1.
@@ -331,6 +335,20 @@ class Exemplar:
             ],
             suggested,
         )
+
+
+def _cut_out(images: dict[str, Tensor], examples: list[Example]) -> Steps[list[Thing]]:
+    """Read examples on the images where they lie, each at its working scale."""
+    cuts = [cut(images[str(one.image)], one.box, min(3.0, EXAMPLE / one.size)) for one in examples]
+    maps = yield [view for view, _ in cuts]
+    return [look(each, box) for each, (_, box) in zip(maps, cuts, strict=True)]
+
+
+def _remember(images: dict[str, Tensor], one: Example, thing: Thing) -> Remembered:
+    image = images[str(one.image)]
+    x0, y0, x1, y1 = one.box
+    share = one.size / (image.shape[1] * image.shape[2]) ** 0.5
+    return Remembered(thing, x1 - x0, y1 - y0, share)
 
 
 class Field:
@@ -482,13 +500,13 @@ class _Search:
         return logits, torch.stack([delta for _, delta in judged])[logits.argmax(0), rows]
 
     def _kinship(self, shown: list[Shown]) -> Tensor:
-        """How much each example is like each other one: (k, k), 1 on the diagonal."""
+        """How much each example is like each other one: (k, k) logits, infinite on the diagonal."""
         things = Thing(
             torch.cat([one.thing.coarse for one in shown]),
             torch.cat([one.thing.fine for one in shown]),
         )
-        alike = torch.stack([self._comparator(one.prompt, things)[0].sigmoid() for one in shown])
-        return alike.fill_diagonal_(1.0)
+        alike = torch.stack([self._comparator(one.prompt, things)[0] for one in shown])
+        return alike.fill_diagonal_(math.inf)
 
     def _decide(
         self,
@@ -510,18 +528,25 @@ class _Search:
         supports = supports[nms(boxes[supports], logits[supports], 0.3)[:_SUPPORTS]]
         hopeful = (logits > _HOPELESS).nonzero()[:, 0]
         seen, kinship = things[hopeful], self._kinship(shown)
-        votes, kin = list(every[:, hopeful]), list(kinship[:, best[hopeful]])
+        speaks = kinship.sigmoid()
+        votes, kin = list(every[:, hopeful]), list(speaks[:, best[hopeful]])
         for support in supports.tolist():
             side = places.boxes[support, 2:] - places.boxes[support, :2]
             one_more = things[slice(support, support + 1)]
             prompt = head.Prompt.of(one_more, float(side[0] / side[1]))
             vote, _ = self._comparator(prompt, seen)
             votes.append(torch.where(hopeful == support, logits[hopeful], vote))
-            kin.append(kinship[best[support]][best[hopeful]])
+            kin.append(speaks[best[support]][best[hopeful]])
         # Each speaks as far as its example and that of the candidate are alike.
         weights = torch.stack(kin)
         decided[hopeful] = (weights * torch.stack(votes)).sum(0) / weights.sum(0)
-        return decided + kindness(boxes, every.masked_fill(on, -math.inf).amax(0)) - _CUT
+        others = every.masked_fill(on, -math.inf).amax(0)
+        expected = _CUT - kindness(boxes, others)
+        if len(shown) > 1:
+            told = (kinship + kinship.T).min().item() / 2 - _LOOSER
+            expected += _TOLD * (min(max(told, 0.0), _STRICTEST) - expected)
+        new = ~on.any(0)
+        return decided - parting(boxes[new], decided[new], expected)
 
 
 def kindness(boxes: Tensor, logits: Tensor) -> float:
@@ -541,6 +566,31 @@ def kindness(boxes: Tensor, logits: Tensor) -> float:
     likeness = others.mean().item()
     fair, modest = _KINDNESS * (_ALIKE - likeness), _ONSET * (likeness - _UNLIKE)
     return min(max(min(fair, modest), 0.0), _KINDEST) if others[0] > _SURE else 0.0
+
+
+def parting(boxes: Tensor, logits: Tensor, expected: float) -> float:
+    """The logit at which a picture's finds part into the like and the unlike.
+
+    That is in the middle of a wide gap close to where it is expected: the product of the gap's
+    width and of a Gaussian round `expected` is the greatest there.
+
+    Args:
+        boxes: (N, 4), of finds that are not examples themselves.
+        logits: (N,).
+        expected: the cut, if there were no gaps.
+    """
+    low, high = expected - _REACH, expected + _REACH
+    near = logits > low
+    boxes, logits = boxes[near], logits[near]
+    boxes, logits = boxes.cpu(), logits.cpu()
+    found = logits[suppress(boxes, logits, _SAME)].clamp(max=high).tolist()
+    best, cut = 0.0, expected
+    for upper, lower in pairwise([high, *found, low]):
+        middle = (upper + lower) / 2
+        gap = (upper - lower) * math.exp(-(((middle - expected) / _PARTING) ** 2) / 2)
+        if gap > best:
+            best, cut = gap, middle
+    return cut
 
 
 def suggest(scores: Tensor) -> float | None:

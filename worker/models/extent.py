@@ -5,14 +5,13 @@ which whitening brings near zero; the ring just outside should be neither.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from jobs.contract import Box
-from worker.models.head import Maps
+from worker.models.lockstep import Steps
 from worker.models.regions import CENTRE, STRIDE, Whitening
 from worker.models.views import View, render
 
@@ -27,13 +26,12 @@ _STANDS_OUT = 1.0  # weight of being unlike the picture's background, against be
 _RING = 2.0  # weight of the surroundings
 
 
-def around(point: tuple[float, float], image: Tensor, embed: Callable[[View], Maps]) -> Box:
+def around(point: tuple[float, float], image: Tensor) -> Steps[Box]:
     """The box whose inside is most like the spot under the point, and whose surroundings least.
 
     Args:
         point: x, y in pixels of the image.
         image: (3, H, W) uint8.
-        embed: the backbone and the head's embedder.
 
     Returns:
         A box that holds the point; it may reach a little outside the image.
@@ -52,7 +50,7 @@ def around(point: tuple[float, float], image: Tensor, embed: Callable[[View], Ma
         )
         views.append(render(image, window, scale))
         scale /= _RATIO
-    maps = [embed(view).coarse for view in views]
+    maps = [each.coarse for each in (yield views)]
     whitening = Whitening.fit(maps)
     at = torch.tensor([[x, y, x, y]], dtype=torch.float32, device=image.device)
     fits = [

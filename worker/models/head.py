@@ -23,6 +23,7 @@ from worker.models.regions import CENTRE, STRIDE
 WEIGHTS = Path(__file__).with_name("exemplar_head.pt")
 
 COARSE, FINE = 9, 14  # cells along each side of what is remembered: stride 8 and stride 4
+INNER = 7 * 7  # of the coarse cells lie in the box
 GROWN = 9 / 7  # of the box: a ring of its surroundings is remembered, too
 COARSE_CHANNELS, FINE_CHANNELS = 48, 16
 MAX_DELTA = 0.5
@@ -167,7 +168,8 @@ class Comparator(nn.Module):
     one sees edges: products and differences at twice the resolution.
     """
 
-    inner: Tensor
+    order: Tensor
+    rank: Tensor
     far: Tensor
     there: Tensor
     back: Tensor
@@ -194,10 +196,10 @@ class Comparator(nn.Module):
             nn.Flatten(),
         )
         self.decide = nn.Sequential(nn.Linear(64 * 25 + 32 * 16, 128), nn.ReLU(), nn.Linear(128, 5))
-        inner = torch.zeros(COARSE, COARSE, dtype=torch.bool)
-        inner[1:-1, 1:-1] = True
-        self.register_buffer("inner", inner.flatten(), persistent=False)
-        self.register_buffer("far", _far(COARSE), persistent=False)
+        order = _inner_first(COARSE)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("rank", order.argsort(), persistent=False)
+        self.register_buffer("far", _far(COARSE)[:, order], persistent=False)
         there, back = _neighbours(FINE)
         self.register_buffer("there", there, persistent=False)
         self.register_buffer("back", back, persistent=False)
@@ -209,10 +211,10 @@ class Comparator(nn.Module):
             (N,) logits and (N, 4) moves: of the middle in shares of the sides, and of the sides'
             logarithms, -0.5..0.5.
         """
-        inner, count = self.inner, len(candidates.coarse)
+        inner, count = self.order[:INNER], len(candidates.coarse)
         fits = torch.einsum(
             "apc,npc->na", prompt.turned_coarse[:, inner], candidates.coarse[:, inner]
-        ) / int(inner.sum())
+        ).div(INNER)
         shares = (4 * self.turn * fits).softmax(1)
         aligned = (shares @ prompt.turned_coarse.flatten(1)).view_as(candidates.coarse)
         coarse = self._coarse(prompt, aligned, candidates.coarse)
@@ -231,18 +233,20 @@ class Comparator(nn.Module):
     def _coarse(self, prompt: Prompt, aligned: Tensor, found: Tensor) -> Tensor:
         product = aligned * found
         half = COARSE_CHANNELS // 2
-        like = found @ prompt.coarse.T  # (N, candidate cell, prompt cell)
+        ordered = prompt.coarse[self.order].T  # so that a slice is what the box holds
+        like = found @ ordered  # (N, candidate cell, prompt cell)
         near = like + self.far
-        own = self._belongs(prompt.coarse @ prompt.coarse.T)
+        own = self._belongs(prompt.coarse @ ordered)
+        of_inner = like.unflatten(1, (COARSE, COARSE))[:, 1:-1, 1:-1].amax((1, 2))
         single = [
             2 * product[..., :half].sum(2),
             2 * product[..., half:].sum(2),
             product.sum(2),
             self._belongs(like),
-            like[:, :, self.inner].amax(2),
-            like[:, self.inner].amax(1),
+            like[..., :INNER].amax(2),
+            of_inner[:, self.rank],
             near.amax(2),
-            near.amax(1),
+            near.amax(1)[:, self.rank],
             own.expand(len(found), -1),
         ]
         places = self.places.expand(len(found), -1, -1)
@@ -251,8 +255,7 @@ class Comparator(nn.Module):
     def _belongs(self, like: Tensor) -> Tensor:
         """Log-odds of a cell being of the prompt rather than of its surroundings."""
         sharp = self.sharpness * like
-        inside = sharp[..., self.inner].logsumexp(-1)
-        return (inside - sharp[..., ~self.inner].logsumexp(-1)) / 4
+        return (sharp[..., :INNER].logsumexp(-1) - sharp[..., INNER:].logsumexp(-1)) / 4
 
     def _fine(self, prompt: Prompt, aligned: Tensor, found: Tensor) -> Tensor:
         product = aligned * found
@@ -286,6 +289,13 @@ def load(path: Path = WEIGHTS) -> tuple[Head, bytes]:
     head = Head()
     head.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     return head.eval().requires_grad_(False), hashlib.sha256(data).digest()[:8]
+
+
+def _inner_first(side: int) -> Tensor:
+    """Cells that lie in the box, then those of the ring around it: (side * side,)."""
+    ring = torch.ones(side, side, dtype=torch.bool)
+    ring[1:-1, 1:-1] = False
+    return ring.flatten().to(torch.uint8).argsort(stable=True)
 
 
 def _far(side: int) -> Tensor:

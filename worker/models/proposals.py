@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 from torchvision.ops import nms
 
 from worker.models.head import COARSE, Thing
-from worker.models.regions import GRID, FeatureMap, Whitening, grid, ring
+from worker.models.regions import GRID, FeatureMap, Whitening, grid
 
 _RING = 1.5  # weight of an object-like surrounding
 _OVERLAP = 0.6  # IoU from which two proposals are one
@@ -70,14 +70,19 @@ def propose(
 def _everywhere(template: Template, view: FeatureMap, boxes: Tensor) -> Tensor:
     """Scores of (S, 4) boxes relative to a cell's centre, for every cell: (S, H * W)."""
     products = template.cells @ view.cells.T  # (49, H * W)
-    likeness = template.weights @ products  # (H * W,): to the object as a whole
-    inside, outside = grid(boxes), ring(boxes)
-    like = template.weights / view.mean_norms(inside)
-    unlike = like.new_full(outside.shape[:2], -_RING / outside.shape[1])
-    channels = [*range(len(products)), *[len(products)] * outside.shape[1]]
-    return view.correlate(
-        torch.cat([products, likeness.clamp(min=0)[None]]),
-        torch.tensor(channels, device=boxes.device),
-        torch.cat([inside, outside], 1),
-        torch.cat([like, unlike], 1),
-    )
+    likeness = (template.weights @ products).clamp(min=0)[None]  # to the object as a whole
+    like = template.weights / view.mean_norms(grid(boxes))
+    outer = boxes * ((GRID + 2) / GRID)  # a cell more on each side
+    ring = _ring(GRID + 2).to(boxes.device)
+    scores = []
+    for n, box in enumerate(boxes):
+        inside = view.sweep(products, box, like[n])
+        scores.append(inside - _RING * view.sweep(likeness, outer[n], ring))
+    return torch.stack(scores)
+
+
+def _ring(side: int) -> Tensor:
+    """Equal weights of a grid's outermost cells, which sum to 1: (side * side,)."""
+    cells = torch.ones(side, side)
+    cells[1:-1, 1:-1] = 0
+    return cells.flatten() / cells.sum()

@@ -3,6 +3,7 @@
 Boxes are (N, 4) float tensors ``x0, y0, x1, y1`` in pixels of the view the map was made from.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,35 +83,52 @@ class FeatureMap:
         at = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
         return at * STRIDE + CENTRE
 
-    def correlate(self, maps: Tensor, channels: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sums over points that move along with every cell.
+    def sweep(self, maps: Tensor, box: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sums over a grid in a box that moves along with every cell.
+
+        Columns first, then rows: interpolating between cells is separable.
 
         Args:
-            maps: (C, H * W).
-            channels: (K,) which map each point reads.
-            points: (S, K, 2) x, y in pixels, relative to a cell's centre.
-            weights: (S, K).
+            maps: (n * n, H * W), or (1, H * W) if all points read the same.
+            box: (4,) relative to a cell's centre, in pixels; see `grid`.
+            weights: (n * n,), row by row.
 
         Returns:
-            (S, H * W); beyond the edges, the nearest cell counts.
+            (H * W,); beyond the edges, the nearest cell counts.
         """
-        spot = points / STRIDE
-        corner = spot.floor()
-        x, y = (int(reach) + 1 for reach in spot.abs().amax((0, 1)).tolist())
-        column, row = corner[..., 0].long() + x, corner[..., 1].long() + y
-        # A kernel with four taps a point does what `taps` does, much faster where all cells ask.
-        kernel = maps.new_zeros(len(points), len(maps), 2 * y + 1, 2 * x + 1)
-        one = torch.arange(len(points), device=maps.device)[:, None]
-        for n, share in enumerate(_shares(spot - corner).unbind(-1)):
-            at = (one, channels, row + n // 2, column + n % 2)
-            kernel.index_put_(at, share * weights, accumulate=True)
-        padded = F.pad(maps.view(1, -1, self.height, self.width), (x, x, y, y), mode="replicate")
-        return F.conv2d(padded, kernel).flatten(2)[0]
+        side = math.isqrt(len(weights))
+        x0, y0, x1, y1 = (box / STRIDE).tolist()
+        steps = [(n + 0.5) / side for n in range(side)]
+        xs, ys = [x0 + (x1 - x0) * at for at in steps], [y0 + (y1 - y0) * at for at in steps]
+        reach_x, reach_y = (int(max(map(abs, at))) + 1 for at in (xs, ys))
+        padded = F.pad(
+            maps.view(1, -1, self.height, self.width),
+            (reach_x, reach_x, reach_y, reach_y),
+            mode="replicate",
+        )[0]
+        rows = maps.new_zeros(side, padded.shape[1], self.width)
+        for n, x in enumerate(xs):
+            column = padded[n::side] if len(maps) > 1 else padded
+            share = weights[n::side, None, None]
+            at, part = _split(x + reach_x)
+            rows.addcmul_(column[..., at : at + self.width], share * (1 - part))
+            rows.addcmul_(column[..., at + 1 : at + 1 + self.width], share * part)
+        total = maps.new_zeros(self.height, self.width)
+        for row, y in zip(rows, ys, strict=True):
+            at, part = _split(y + reach_y)
+            total.add_(row[at : at + self.height], alpha=1 - part)
+            total.add_(row[at + 1 : at + 1 + self.height], alpha=part)
+        return total.flatten()
 
     def mean_norms(self, points: Tensor) -> Tensor:
         """Norms of features interpolated at (..., 2) offsets from cell centres, on average."""
         spot = points / STRIDE
         return _norm(list(self.products.mean(1)), _shares(spot - spot.floor()))
+
+
+def _split(value: float) -> tuple[int, float]:
+    whole = math.floor(value)
+    return whole, value - whole
 
 
 def _shares(fraction: Tensor) -> Tensor:
@@ -143,15 +161,6 @@ def grid(boxes: Tensor, cells: int = GRID, grow: float = 1.0) -> Tensor:
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(1, -1, 2)
     centres = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
     return centres + offsets * (boxes[:, None, 2:] - boxes[:, None, :2]) * grow
-
-
-def ring(boxes: Tensor) -> Tensor:
-    """Centres of the cells just outside each box, of the size of its own: (N, 32, 2)."""
-    outer = GRID + 2
-    index = torch.arange(outer * outer, device=boxes.device)
-    row, column = index // outer, index % outer
-    edge = (row == 0) | (column == 0) | (row == outer - 1) | (column == outer - 1)
-    return grid(boxes, outer, outer / GRID)[:, edge]
 
 
 def suppress(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
