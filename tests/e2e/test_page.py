@@ -104,6 +104,11 @@ def _download(page: Page, kind: str) -> tuple[str, str]:
     return download.value.suggested_filename, Path(download.value.path()).read_text()
 
 
+def _state(page: Page, expression: str) -> Any:
+    """What an expression on the page's `view` comes to."""
+    return page.evaluate(f"import('/pages/state.js').then(({{ view }}) => {expression})")
+
+
 def _sent(page: Page) -> list[Any]:
     """The requests of the jobs that the page submits from now on."""
     sent: list[Any] = []
@@ -139,7 +144,7 @@ def test_the_slider_decides_what_is_downloaded_in_any_kind_of_format(
     _open(page, coins)
     _drag(page, COIN)
     _find(page)
-    scores = page.evaluate("view.finds.map((find) => find.score)")
+    scores = _state(page, "view.finds.map((find) => find.score)")
     middle = round(sorted(scores)[len(scores) // 2], 2)
     page.locator("#threshold").fill(str(middle))
     left = sum(score >= middle for score in scores)
@@ -191,7 +196,7 @@ def test_several_labels_and_boxes_that_are_not_meant(page: Page, coins: Path) ->
     _find(page)
     prompts = [(prompt["label"], prompt["negative"]) for prompt in sent[0]["prompts"]]
     assert prompts == [("large", False), ("small", False), ("small", True)]
-    assert {find["label"] for find in page.evaluate("view.finds")} == {"large", "small"}
+    assert {find["label"] for find in _state(page, "view.finds")} == {"large", "small"}
 
 
 def test_it_can_be_used_with_the_keyboard_alone(page: Page, coins: Path) -> None:
@@ -205,12 +210,12 @@ def test_it_can_be_used_with_the_keyboard_alone(page: Page, coins: Path) -> None
         page.keyboard.press("Shift+ArrowRight")
         page.keyboard.press("Shift+ArrowDown")
     page.keyboard.press("Space")
-    ((x0, y0, x1, y1),) = page.evaluate("view.prompts.map((prompt) => prompt.box)")
+    ((x0, y0, x1, y1),) = _state(page, "view.prompts.map((prompt) => prompt.box)")
     assert (x1 - x0, y1 - y0) == pytest.approx((57.6, 57.6), abs=0.3)
     page.keyboard.press(".")
     assert "example" in page.evaluate("document.getElementById('chosen-text').textContent")
     page.keyboard.press("Delete")
-    assert page.evaluate("view.prompts.length") == 0
+    assert _state(page, "view.prompts.length") == 0
     page.keyboard.press("Control+z")
     page.keyboard.press("f")
     page.wait_for_selector("#results:visible", timeout=60_000)
@@ -227,7 +232,7 @@ def test_examples_are_carried_to_the_next_image(page: Page, coins: Path, tmp_pat
     page.wait_for_selector("#references:visible")
     _find(page)
     assert [prompt["image"] for prompt in sent[1]["prompts"]] == ["example0"]
-    assert page.evaluate("view.finds.length") > 15
+    assert _state(page, "view.finds.length") > 15
     page.click("#forget-references")
     assert page.locator("#find").is_disabled()
 
@@ -260,7 +265,8 @@ def test_points_outputs_and_masks_where_a_model_has_them(page: Page, coins: Path
     assert request["outputs"] == ["box", "mask"]
     assert [prompt["type"] for prompt in request["prompts"]] == ["point"]
     # four pixels of background, four of mask, four of background: the middle of three columns
-    page.evaluate("""() => {
+    page.evaluate("""async () => {
+        const { maskPath } = await import("/pages/canvas.js");
         const path = maskPath({ size: [4, 3], counts: "444" });
         const pen = new OffscreenCanvas(3, 4).getContext("2d");
         pen.fill(path);
@@ -277,20 +283,20 @@ def test_the_kind_of_match_and_the_suggested_score(page: Page, coins: Path) -> N
     for match in ("strict", "kind"):
         page.select_option("#match", match)
         _find(page)
-        assert page.evaluate("view.finds.length") > 1
-        counts.append(page.evaluate("view.finds.reduce((sum, find) => sum + find.score, 0)"))
+        assert _state(page, "view.finds.length") > 1
+        counts.append(_state(page, "view.finds.reduce((sum, find) => sum + find.score, 0)"))
     assert counts[0] < counts[1]
     suggested = page.locator("#suggested")
     assert suggested.inner_text().startswith("Suggested: 0.")
     suggested.click()
-    value = page.evaluate("view.result.suggested_min_score")
+    value = _state(page, "view.result.suggested_min_score")
     assert abs(float(page.input_value("#threshold")) - value) < 0.006
 
 
 def test_a_refusal_is_told_in_words(page: Page, coins: Path) -> None:
     """The image is damaged behind its header: only the worker can see it."""
     _open(page, coins)
-    page.evaluate("view.file = view.file.slice(0, 20000, 'image/png')")
+    _state(page, "view.file = view.file.slice(0, 20000, 'image/png')")
     _drag(page, COIN)
     _find(page)
     assert page.locator("#status.error").count() == 1
