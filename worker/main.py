@@ -76,6 +76,7 @@ def load_models(settings: Settings) -> tuple[dict[str, Model[Any, Any]], str]:
         SettingsError: a model is unknown or its weights are missing; the text says what to do.
     """
     try:
+        models.check_known(*settings.models)  # before torch, which takes seconds to import
         device = models.pick_device(settings.device)
         served = {
             name: models.load(

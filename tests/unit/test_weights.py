@@ -58,6 +58,20 @@ def test_names_cost_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
+def test_a_worker_refuses_an_unknown_model_before_it_imports_torch() -> None:
+    code = (
+        "import sys\n"
+        "from jobs.settings import Settings, SettingsError\n"
+        "from worker.main import load_models\n"
+        "try:\n"
+        "    load_models(Settings(models=('exemplar', 'yolo')))\n"
+        "except SettingsError as error:\n"
+        "    sys.exit('torch' in sys.modules or 'no model yolo' not in str(error))\n"
+        "sys.exit('it was not refused')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
 def test_unknown_models_are_named_and_answered_with_the_known_ones(tmp_path: Path) -> None:
     for call in (
         lambda: models.load("yolo", CPU, tmp_path, {}),

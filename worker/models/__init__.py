@@ -40,6 +40,17 @@ def names() -> list[str]:
     return [EXEMPLAR, *TORCHVISION, *OPEN_VOCABULARY]
 
 
+def check_known(*asked: str) -> None:
+    """Refuse names that no model has. Costs nothing either.
+
+    Raises:
+        ModelUnavailable: the text names all models there are.
+    """
+    for name in asked:
+        if name not in names():
+            raise ModelUnavailable(f"There is no model {name}. There are: {', '.join(names())}.")
+
+
 def describe(weights_dir: Path | None, checkpoints: Mapping[str, Path]) -> list[ModelInfo]:
     """All models as `names` has them, with `ready` and `problem` for what is on this machine.
 
@@ -103,7 +114,7 @@ def _build(
             return Exemplar(device)
         except (FileNotFoundError, ValueError) as error:  # its weights are missing or changed
             raise ModelUnavailable(str(error)) from None
-    _check_known(name)
+    check_known(name)
     if name in OPEN_VOCABULARY:
         from worker.models import hub
 
@@ -124,7 +135,7 @@ def fetch(name: str, weights_dir: Path | None, revision: str | None = None) -> P
     """
     if name == EXEMPLAR:
         return None
-    _check_known(name)
+    check_known(name)
     if name in OPEN_VOCABULARY:
         from worker.models import hub
 
@@ -158,8 +169,3 @@ def pick_device(name: str) -> "torch.device":
             f'There is no device "{name}" on this machine. Use "auto", "cpu", "cuda" or "mps".'
         ) from None
     return device
-
-
-def _check_known(name: str) -> None:
-    if name not in names():
-        raise ModelUnavailable(f"There is no model {name}. There are: {', '.join(names())}.")
