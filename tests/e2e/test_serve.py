@@ -34,6 +34,22 @@ async def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path, number: i
     assert list(service.tmp.iterdir()) == []
 
 
+def test_a_temporary_folder_too_deep_for_a_socket_is_named(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    ran = subprocess.run(
+        [PYTHON, "-m", "scripts.cli", "serve"],
+        env={**os.environ, "TMPDIR": str(deep), "MAYFLY_PORT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 78
+    assert "Set TMPDIR to a folder with a shorter path" in ran.stderr
+    assert list(deep.iterdir()) == []
+
+
 async def test_running_jobs_finish_before_the_end(tmp_path: Path) -> None:
     """A worker that is told to stop finishes what it has in hand."""
     service = Service(tmp_path)
