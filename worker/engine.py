@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import msgspec
 import torch
@@ -241,7 +241,7 @@ def fold(core: nn.Module) -> nn.Module:
         children = dict(module.named_children())
         pairs = pairwise(children) if isinstance(module, nn.Sequential) else _RESIDUAL
         for conv, norm in pairs:
-            one, other = children.get(conv), children.get(norm)
+            one, other = children.get(conv), cast(Any, children.get(norm))
             if isinstance(one, nn.Conv2d) and hasattr(other, "running_var"):
                 setattr(module, conv, fuse_conv_bn_eval(one, other))
                 setattr(module, norm, nn.Identity())

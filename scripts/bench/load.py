@@ -24,6 +24,7 @@ class Target:
 
     Attributes:
         group: the server's processes, whose CPU time and memory count.
+        parts: those of them whose CPU time is reported by itself, too.
     """
 
     url: str
@@ -31,6 +32,7 @@ class Target:
     bodies: list[bytes]
     headers: dict[str, str]
     query: dict[str, str] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
 
 
 def mayfly(url: str, group: Group, pictures: list[bytes], wish: dict[str, Any]) -> Target:
@@ -59,19 +61,27 @@ async def load(target: Target, concurrency: int, seconds: float) -> Figures:
                 if size := _batch_size(answer):
                     batches.append(size)
 
-        cpu, begin = target.group.cpu_s(), time.perf_counter()
+        cpu, begin = _cpu_s(target), time.perf_counter()
         async with asyncio.TaskGroup() as clients:
             for _ in range(concurrency):
                 clients.create_task(client(bodies, begin + seconds))
-        took, cpu = time.perf_counter() - begin, target.group.cpu_s() - cpu
+        took = time.perf_counter() - begin
+        spent = [after - before for after, before in zip(_cpu_s(target), cpu, strict=True)]
     figures = {
         "images/s": len(latencies) / took,
         "p50 ms": statistics.median(latencies) * 1e3,
         "p99 ms": percentile(latencies, 99) * 1e3,
-        "CPU ms/image": cpu / len(latencies) * 1e3,
+        "CPU ms/image": spent[0] / len(latencies) * 1e3,
         "memory MB": target.group.memory_mb(),
     }
+    for part, cpu_s in zip(target.parts, spent[1:], strict=True):
+        figures[f"{part} CPU ms/image"] = cpu_s / len(latencies) * 1e3
     return figures | ({"images/batch": statistics.mean(batches)} if batches else {})
+
+
+def _cpu_s(target: Target) -> list[float]:
+    """Of the whole server, then of its parts."""
+    return [target.group.cpu_s(part) for part in (None, *target.parts)]
 
 
 def percentile(values: list[float], percent: int) -> float:

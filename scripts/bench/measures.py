@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
@@ -84,7 +85,9 @@ async def apart(bench: Bench) -> Cases:
     if not bench.spare:
         return {}
     its = await bench.detector("apart", worker_cores=bench.spare)
-    target = mayfly(its.url, its.group, bench.pictures, bench.wish)
+    target = replace(
+        mayfly(its.url, its.group, bench.pictures, bench.wish), parts=("worker", "front door")
+    )
     most = [c for c in bench.sizes.concurrency if c <= 32][-1]
     return {f"concurrency {most}": await load(target, most, bench.sizes.seconds)}
 

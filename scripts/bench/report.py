@@ -60,6 +60,12 @@ RATIOS = [
         ("raw", "loop", "images/s"),
     ),
     Ratio(
+        "bare loop ÷ worker, CPU of an image",
+        "",
+        ("raw", "loop", "CPU ms/image"),
+        ("apart", "concurrency 32", "worker CPU ms/image"),
+    ),
+    Ratio(
         "worker CPU, 64 in flight ÷ none",
         "≤ 1.2",
         ("in-flight", "64 jobs", "% of a core"),

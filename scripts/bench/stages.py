@@ -8,7 +8,7 @@ stage, milliseconds an image.
 
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
@@ -29,15 +29,18 @@ class Clock:
     """CPU seconds by stage; of stages within one another each counts its own time alone."""
 
     def __init__(self) -> None:
-        self.spent: Counter[str] = Counter()
+        self.spent: defaultdict[str, float] = defaultdict(float)
+
+    def total(self) -> float:
+        return sum(self.spent.values())
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count what the body takes, less what stages within it take."""
-        begin, within = time.process_time(), self.spent.total()
+        begin, within = time.process_time(), self.total()
         yield
         took = time.process_time() - begin
-        self.spent[name] += took - (self.spent.total() - within)
+        self.spent[name] += took - (self.total() - within)
 
     def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         """`work`, as a stage."""

@@ -237,7 +237,7 @@ class Comparator(nn.Module):
         like = found @ ordered  # (N, candidate cell, prompt cell)
         near = like + self.far
         own = self._belongs(prompt.coarse @ ordered)
-        of_inner = like.unflatten(1, (COARSE, COARSE))[:, 1:-1, 1:-1].amax((1, 2))
+        of_inner = like.view(-1, COARSE, COARSE, len(self.order))[:, 1:-1, 1:-1].amax((1, 2))
         single = [
             2 * product[..., :half].sum(2),
             2 * product[..., half:].sum(2),

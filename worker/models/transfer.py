@@ -25,7 +25,9 @@ class Uploads:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: Any = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(self, tensor: Tensor) -> Uploaded:
         """Begin the copy of a CPU tensor, and do not wait for it."""
