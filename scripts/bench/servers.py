@@ -79,7 +79,7 @@ async def start_service(
     await answers(socket)
     await add("worker", worker, worker_cores or cores)
     read = Settings.from_env(environment)
-    await _serving(read, workers, folder / "worker.log")
+    await _serving(read, workers, group, folder / "worker.log")
     url = ""
     if front_door:
         await add("front door", python("api"), cores, pipe=True)
@@ -87,11 +87,11 @@ async def start_service(
     return Service(group, url, read, key.public)
 
 
-async def _serving(settings: Settings, workers: int, log: Path) -> None:
-    """Wait until so many workers are heard of."""
+async def _serving(settings: Settings, workers: int, group: Group, log: Path) -> None:
+    """Wait until so many workers are heard of, or one of the processes has ended."""
     store, deadline = Store.open(settings), time.monotonic() + START_S
     try:
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and group.running():
             try:
                 if len((await store.fleet()).workers) == workers:
                     return
