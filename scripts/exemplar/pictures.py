@@ -2,7 +2,7 @@
 
 Its own generator, apart from `scenes`: pieces of held-out photographs, emoji of a set that no
 training picture has, symbols on drawn plans, letters of held-out fonts, individuals of a kind, and
-two real sets, scikit-image's coins with boxes checked by hand and its faces in mosaics.
+real ones: photographs with boxes checked by hand, and faces in mosaics.
 """
 
 import io
@@ -17,10 +17,11 @@ import skimage.data
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from jobs.contract import Box
-from scripts.exemplar.sources import Bank, Rgb
+from scripts.exemplar.sources import Bank, Rgb, sample
 
 SIZE = (768, 576)
-COINS = Path(__file__).parents[2] / "tests" / "data" / "coins.json"
+_DATA = Path(__file__).parents[2] / "tests" / "data"
+COINS, REAL = _DATA / "coins.json", _DATA / "real.json"
 
 # Pieces of photographs that are in no training picture: name, box, and whether it is an ellipse.
 _PIECES = (
@@ -51,6 +52,7 @@ class Query:
         truth: boxes of the class that is asked for, the prompted ones included.
         prompts: places in `truth` that are shown.
         look_alike: a box of another class that resembles it, if there is one.
+        real: a photograph as it is, with boxes checked by hand.
     """
 
     row: str
@@ -58,6 +60,7 @@ class Query:
     truth: list[Box]
     prompts: list[int]
     look_alike: Box | None = None
+    real: bool = False
 
 
 class Gallery:
@@ -99,6 +102,8 @@ class Gallery:
             for n in range(count):
                 yield draw(row, np.random.default_rng(self._first + 1000 * number + n))
         yield from self.coins()
+        if self._first:  # no constant was chosen on these
+            yield from self.real()
         for n in range(count):
             yield self._faces(np.random.default_rng(self._first + 9000 + n))
 
@@ -119,7 +124,16 @@ class Gallery:
         pixels = np.stack([skimage.data.coins()] * 3, -1)  # type: ignore[no-untyped-call]
         truth: list[Box] = [(a, b, c, d) for a, b, c, d in json.loads(COINS.read_text())]
         for n in range(len(truth)):
-            yield Query("coins", pixels, truth, [n])
+            yield Query("coins", pixels, truth, [n], real=True)
+
+    def real(self) -> Iterator[Query]:
+        """Photographs with boxes checked by hand, from each thing that has its like in turn."""
+        for picture in json.loads(REAL.read_text()):
+            pixels = sample(self._bank.folder, picture["file"])
+            for boxes in picture["things"].values():
+                truth: list[Box] = [(a, b, c, d) for a, b, c, d in boxes]
+                for n in range(len(truth)):
+                    yield Query(picture["row"], pixels, truth, [n], real=True)
 
     def _photographs(self, row: str, rng: np.random.Generator, lone: bool = False) -> Query:
         """Turned by up to 30°, .6 to 1.6 times as large, other light, blurred, JPEG quality 50."""

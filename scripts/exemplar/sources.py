@@ -106,7 +106,16 @@ SOURCES = (
         "roboto", "fonts-roboto-unhinted", "apt", "**/*.ttf", "Apache-2.0", flat=True, held_out=True
     ),
     Source("wallpapers", "ukui-wallpapers", "apt", "**/backgrounds/*.*", "CC BY-SA 3.0"),
+    Source(
+        "opencv",
+        "opencv-doc",
+        "apt",
+        "usr/share/doc/opencv-doc/examples/data/*.*",
+        "Apache-2.0 and BSD-3-Clause (OpenCV's samples)",
+        held_out=True,
+    ),
 )
+WHOLE = ("wallpapers", "opencv")  # pictures to look at, not objects to paste
 FONTS = ("dejavu", "liberation", "lato", "roboto")
 # of scikit-image, CC0 or public domain
 PHOTOS = (
@@ -162,11 +171,13 @@ class Bank:
     """Cut-outs by group, in one memory-mapped file that processes share.
 
     Attributes:
+        folder: of the bank and of what it was made from.
         groups: places of a group's cut-outs, neighbours being akin (same emoji block, same folder,
             same font).
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         index = json.loads((folder / "bank.json").read_text())
         self._pixels = np.memmap(folder / "bank.bin", np.uint8, "r")
         self._places: list[tuple[int, int, int]] = index["places"]
@@ -214,10 +225,21 @@ def photographs(folder: Path, held_out: bool) -> list[Rgb]:
     return done
 
 
+def sample(folder: Path, name: str) -> Rgb:
+    """One of OpenCV's sample pictures.
+
+    Raises:
+        FileNotFoundError: it was not fetched.
+    """
+    (source,) = (source for source in SOURCES if source.name == "opencv")
+    path = (folder / source.name / source.glob).with_name(name)
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
 def _objects(folder: Path) -> Iterator[tuple[str, str, Rgba]]:
     """Group, concept and cut-out of every object; the held-out ones in groups of their own."""
     for source in SOURCES:
-        if source.name == "wallpapers":
+        if source.name in WHOLE:
             continue
         for path in sorted((folder / source.name).glob(source.glob)):
             drawn = _letters(path) if source.name in FONTS else _drawings(path, source)
