@@ -34,7 +34,6 @@ LEVELS = (1.0, 1 / RATIO)  # of the picture; the smaller one for what is larger 
 _LARGER = 1.26  # times the prompt: from there on the smaller level
 _PROPOSED = (26, 10)
 _AGAIN = 44  # candidates that are moved and judged a second time
-_HARD, _HARD_AGAIN = 56, 24  # of those tried, how many are learned from
 _MOMENTUM = 0.997  # of the running mean of the weights, which is what is kept
 
 
@@ -45,7 +44,7 @@ def main() -> None:
         command = commands.add_parser(name)
         command.add_argument("--data", type=Path, required=True, help="folder of the sources")
     command.add_argument("--out", type=Path, required=True, help="folder for weights and plot")
-    command.add_argument("--minutes", type=float, default=40.0, help="of each process's CPU time")
+    command.add_argument("--minutes", type=float, default=40.0)
     command.add_argument("--processes", type=int, default=2)
     command.add_argument("--rate", type=float, default=1.6e-3, help="highest learning rate")
     command.add_argument("--start", type=Path, help="weights of a head to begin with")
@@ -85,9 +84,9 @@ def _train(rank: int, options: argparse.Namespace) -> None:
         else:
             _standardise(head.embedder, painter, backbone)
         mean.load_state_dict(head.state_dict())
-    begin, saved = time.process_time() - spent * 60, time.monotonic()
+    begin = saved = time.monotonic() - spent * 60
     while True:
-        spent = (time.process_time() - begin) / 60
+        spent = (time.monotonic() - begin) / 60
         clock = torch.tensor(spent)
         dist.broadcast(clock, 0)  # all stop after the same step
         if clock >= options.minutes:
@@ -152,7 +151,7 @@ def _prompts(boxes: Tensor, classes: Tensor, generator: torch.Generator) -> list
     several = [n for n in fitting if (classes == classes[n]).sum() > 1]
     chosen = []
     for _ in range(2):
-        alone = torch.rand((), generator=generator) < 0.25
+        alone = torch.rand((), generator=generator) < 0.15
         pool = fitting if alone or not several else several
         if pool:
             chosen.append(pool[int(torch.randint(len(pool), (), generator=generator))])
@@ -183,10 +182,10 @@ def _compare(
         ]
     )
     limit = _LARGER * size.prod().sqrt()
-    first, logits, deltas = _judge(comparator, maps, remembered, tried, same, limit, _HARD)
-    worst = logits.topk(min(_AGAIN, len(tried))).indices
-    moved = move(tried[worst], deltas[worst])
-    second, *_ = _judge(comparator, maps, remembered, moved, same, limit, _HARD_AGAIN)
+    first, logits, deltas = _judge(comparator, maps, remembered, tried, same, limit)
+    worst = logits.detach().topk(min(_AGAIN, len(tried))).indices
+    moved = move(tried[worst], deltas[worst].detach())
+    second, *_ = _judge(comparator, maps, remembered, moved, same, limit)
     return torch.cat([first, second])
 
 
@@ -197,31 +196,23 @@ def _judge(
     tried: Tensor,
     same: Tensor,
     limit: Tensor,
-    most: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (2,) of the `most` boxes that are judged worst; logits and deltas of all."""
+    """Losses (2,), logits and deltas of boxes, each seen on the level that fits its size."""
     tried = tried.detach()
+    large = (tried[:, 2:] - tried[:, :2]).prod(1).sqrt() > limit
+    order = torch.cat([(~large).nonzero()[:, 0], large.nonzero()[:, 0]])
+    parts = [look(maps[0], tried[~large]), look(maps[1], tried[large] * LEVELS[1])]
+    seen = Thing(torch.cat([p.coarse for p in parts]), torch.cat([p.fine for p in parts]))
+    back = order.argsort()
+    logits, deltas = comparator(remembered, seen[back])
     overlap, nearest = box_iou(tried, same).max(1)
     wanted = ((overlap - 0.35) / 0.5).clamp(0, 1)
-    with torch.no_grad():
-        logits, deltas = comparator(remembered, _seen(maps, tried, limit))
-        weight = (logits.sigmoid() - wanted).abs() + 0.05
-    hard = weight.topk(min(most, len(tried))).indices
-    tried, weight, close = tried[hard], weight[hard], overlap[hard] > 0.3
-    again, moves = comparator(remembered, _seen(maps, tried, limit))
-    error = F.binary_cross_entropy_with_logits(again, wanted[hard], reduction="none")
-    target = _deltas(tried[close], same[nearest[hard][close]])
-    box = F.smooth_l1_loss(moves[close], target, beta=0.1) if close.any() else 0 * again.sum()
+    error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    weight = (logits.detach().sigmoid() - wanted).abs() + 0.05
+    close = overlap > 0.3
+    target = _deltas(tried[close], same[nearest[close]])
+    box = F.smooth_l1_loss(deltas[close], target, beta=0.1) if close.any() else 0 * logits.sum()
     return torch.stack([(weight * error).sum() / weight.sum(), 4 * box]), logits, deltas
-
-
-def _seen(maps: list[Maps], boxes: Tensor, limit: Tensor) -> Thing:
-    """What is read of each box, on the level that fits its size."""
-    large = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt() > limit
-    order = torch.cat([(~large).nonzero()[:, 0], large.nonzero()[:, 0]])
-    parts = [look(maps[0], boxes[~large]), look(maps[1], boxes[large] * LEVELS[1])]
-    seen = Thing(torch.cat([p.coarse for p in parts]), torch.cat([p.fine for p in parts]))
-    return seen[order.argsort()]
 
 
 def _proposals(maps: list[Maps], thing: Thing, size: Tensor) -> Tensor:

@@ -36,20 +36,11 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count what the body takes, less what stages within it take."""
+        """Count what the body, or a function that it decorates, takes, less the stages within."""
         begin, within = time.process_time(), self.total()
         yield
         took = time.process_time() - begin
         self.spent[name] += took - (self.total() - within)
-
-    def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """`work`, as a stage."""
-
-        def run(*arguments: Any, **options: Any) -> Any:
-            with self.stage(name):
-                return work(*arguments, **options)
-
-        return run
 
 
 Loop = Callable[[list[bytes]], None]
@@ -60,7 +51,7 @@ def ours(clock: Clock) -> tuple[Loop, int]:
     settings = Settings.from_env()
     model: Any = load_models(settings)[0][DETECTOR]
     request = msgspec.convert(WISH, Request)
-    vars(model)["_run"] = clock.timed("network", vars(model)["_run"])
+    vars(model)["_run"] = clock.stage("network")(vars(model)["_run"])
 
     def annotate(batch: list[bytes]) -> None:
         with clock.stage("decode"):
@@ -83,8 +74,8 @@ def plain(clock: Clock) -> tuple[Loop, int]:
     network = vars(work)["_network"]
     for name, stage in (("transform", "prepare"), ("backbone", "network"), ("head", "network")):
         part = getattr(network, name)
-        part.forward = clock.timed(stage, part.forward)
-    vars(work)["_json"] = clock.timed("JSON", vars(Plain)["_json"].__get__(work))
+        part.forward = clock.stage(stage)(part.forward)
+    vars(work)["_json"] = clock.stage("JSON")(vars(Plain)["_json"].__get__(work))
 
     def annotate(batch: list[bytes]) -> None:
         with clock.stage("decode"):

@@ -17,7 +17,7 @@ def _spin(seconds: float) -> None:
 
 def test_a_stage_within_another_counts_once() -> None:
     clock = stages.Clock()
-    inner = clock.timed("inner", _spin)
+    inner = clock.stage("inner")(_spin)
     with clock.stage("outer"):
         _spin(0.02)
         inner(0.05)

@@ -19,6 +19,20 @@ from tests.e2e.conftest import Service
 PYTHON = sys.executable
 
 
+def _refusal(*command: str, **environment: str) -> str:
+    """What a command says that ends with 78, EX_CONFIG."""
+    run = subprocess.run(
+        [PYTHON, *command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 78, run.stderr
+    return run.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
     """From `ready` on a job is answered; a signal ends every process within 15 s."""
@@ -37,16 +51,8 @@ async def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path, number: i
 def test_a_temporary_folder_too_deep_for_a_socket_is_named(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
-    ran = subprocess.run(
-        [PYTHON, "-m", "scripts.cli", "serve"],
-        env={**os.environ, "TMPDIR": str(deep), "MAYFLY_PORT": "0"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ran.returncode == 78
-    assert "Set TMPDIR to a folder with a shorter path" in ran.stderr
+    told = _refusal("-m", "scripts.cli", "serve", TMPDIR=str(deep), MAYFLY_PORT="0")
+    assert "Set TMPDIR to a folder with a shorter path" in told
     assert list(deep.iterdir()) == []
 
 
@@ -172,26 +178,10 @@ async def test_single_roles_work_together(valkey_url: str, valkey: object, tmp_p
 def test_a_wrong_setting_ends_with_78_and_says_what_to_do(
     command: list[str], environment: dict[str, str], told: str
 ) -> None:
-    run = subprocess.run(
-        [PYTHON, *command],
-        env={**os.environ, "MAYFLY_PORT": "0", **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert run.returncode == 78
-    assert told in run.stderr
+    assert told in _refusal(*command, **{"MAYFLY_PORT": "0", **environment})
 
 
 def test_a_taken_port_is_said_so(running: Service) -> None:
     port = running.url.rpartition(":")[2]
-    run = subprocess.run(
-        [PYTHON, "-m", "scripts.cli", "serve", "--port", port],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert run.returncode == 78
-    assert "Choose another --port" in run.stderr
+    told = _refusal("-m", "scripts.cli", "serve", "--port", port)
+    assert "Choose another --port" in told

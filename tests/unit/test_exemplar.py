@@ -343,7 +343,7 @@ def test_views_of_several_images_share_the_backbones_batches(
         return run(pixels)
 
     monkeypatch.setattr(model, "run", counted)
-    monkeypatch.setattr(model, "_views_at_once", 8)
+    monkeypatch.setattr(model, "max_batch", 8)
     for one, among in zip(alone, model.forward(items), strict=True):
         torch.testing.assert_close(among.boxes, one.boxes, atol=0.01, rtol=0)
         torch.testing.assert_close(among.logits, one.logits, atol=1e-3, rtol=0)

@@ -154,7 +154,7 @@ class Exemplar:
 
     def __init__(self, device: torch.device, weights: Path = head.WEIGHTS) -> None:
         self.device = device
-        self.max_batch = self._views_at_once = 1 if device.type == "cpu" else _BATCH
+        self.max_batch = 1 if device.type == "cpu" else _BATCH
         self.backbone = efficientnet_lite.load().to(device)
         self.run: Run = self.backbone
         self.head, self.head_id = head.load(weights)
@@ -208,7 +208,7 @@ class Exemplar:
 
     def _embed(self, views: list[View]) -> list[Maps]:
         found: dict[int, Maps] = {}
-        for batch in by_shape(views, self._views_at_once):
+        for batch in by_shape(views, self.max_batch):
             maps = self.head.embedder(*self.run(torch.cat([views[n].pixels for n in batch])))
             for at, n in enumerate(batch):
                 found[n] = Maps(maps.coarse[at : at + 1], maps.fine[at : at + 1])
@@ -581,8 +581,7 @@ def parting(boxes: Tensor, logits: Tensor, expected: float) -> float:
     """
     low, high = expected - _REACH, expected + _REACH
     near = logits > low
-    boxes, logits = boxes[near], logits[near]
-    boxes, logits = boxes.cpu(), logits.cpu()
+    boxes, logits = boxes[near].cpu(), logits[near].cpu()
     found = logits[suppress(boxes, logits, _SAME)].clamp(max=high).tolist()
     best, cut = 0.0, expected
     for upper, lower in pairwise([high, *found, low]):

@@ -5,7 +5,7 @@ A work is a generator: it yields the views that it needs embedded, is sent their
 
 from collections.abc import Callable, Generator
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from worker.models.head import Maps
 from worker.models.views import View
@@ -18,29 +18,17 @@ Embed = Callable[[list[View]], list[Maps]]
 def together(works: list[Steps[T]], embed: Embed) -> list[T]:
     """Take all works to their ends; `embed` gets at once what all of them need next."""
     results: dict[int, T] = {}
-    wanted: dict[int, list[View]] = {}
-    for n, work in enumerate(works):
-        _advance(n, work, None, wanted, results)
-    while wanted:
+    answers: dict[int, Any] = dict.fromkeys(range(len(works)))  # None begins a work
+    while answers:
+        wanted: dict[int, list[View]] = {}
+        for n, answer in answers.items():
+            try:
+                wanted[n] = works[n].send(answer)
+            except StopIteration as end:
+                results[n] = end.value
         maps = iter(embed([view for views in wanted.values() for view in views]))
         answers = {n: list(islice(maps, len(views))) for n, views in wanted.items()}
-        wanted = {}
-        for n, answer in answers.items():
-            _advance(n, works[n], answer, wanted, results)
     return [results[n] for n in range(len(works))]
-
-
-def _advance(
-    n: int,
-    work: Steps[T],
-    answer: list[Maps] | None,
-    wanted: dict[int, list[View]],
-    results: dict[int, T],
-) -> None:
-    try:
-        wanted[n] = next(work) if answer is None else work.send(answer)
-    except StopIteration as end:
-        results[n] = end.value
 
 
 def by_shape(views: list[View], most: int) -> list[list[int]]:
