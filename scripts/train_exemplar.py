@@ -20,12 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F  # noqa: N812 - the customary name
-from torchvision.ops import box_iou
 
 from scripts.exemplar.scenes import Painter, Scene
 from scripts.exemplar.sources import Bank, fetch, photographs
 from worker.models import efficientnet_lite
 from worker.models.head import Comparator, Embedder, Head, Maps, Prompt, Thing, look, move
+from worker.models.overlap import box_iou
 from worker.models.proposals import Template, propose
 from worker.models.regions import FeatureMap, Whitening
 from worker.models.views import COARSER, OWN, RATIO

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou, nms
 
 from jobs.contract import (
     MAIN_IMAGE,
@@ -37,6 +36,7 @@ from worker.models.extent import around
 from worker.models.head import Maps, Thing, look, move
 from worker.models.lockstep import Steps, by_shape, together
 from worker.models.outline import outline
+from worker.models.overlap import box_iou, nms
 from worker.models.proposals import Template, propose
 from worker.models.regions import FeatureMap, Whitening, suppress
 from worker.models.views import EXAMPLE, View, Wanted, clip, cut, plan, tiles

@@ -10,9 +10,9 @@ then looks at the best boxes closely.
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
-from torchvision.ops import nms
 
 from worker.models.head import COARSE, Thing
+from worker.models.overlap import nms
 from worker.models.regions import GRID, FeatureMap, Whitening, grid
 
 _RING = 1.5  # weight of an object-like surrounding

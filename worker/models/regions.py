@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
-from torchvision.ops import nms
+
+from worker.models.overlap import nms
 
 STRIDE = 8
 GRID = 7  # cells a box is cut into, along each side
@@ -177,7 +178,7 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
     Returns:
         Places of the boxes that stay, best score first.
     """
-    order: Tensor = nms(boxes, scores, iou)
+    order = nms(boxes, scores, iou)
     boxes = boxes[order]
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
