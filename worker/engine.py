@@ -37,6 +37,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from jobs import __version__
+
 log = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
@@ -142,6 +144,7 @@ class Tuner:
             digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         openvino = importlib.util.find_spec("openvino")
         about = (
+            __version__,
             torch.__version__,
             str(openvino and openvino.origin),
             _cpu(),

@@ -72,7 +72,8 @@ class Bench:
     async def detector(self, name: str = "detector", **more: Any) -> Service:
         """The service with the detector, or with the model that stands in for it."""
         if self.sleep_s is None:
-            command, more = python("worker"), {**more, "checkpoints": self.checkpoint}
+            more |= {"checkpoints": self.checkpoint, "cache_dir": self.cache}
+            command = python("worker")
         else:
             command = sleeper(self.sleep_s)
         return await self.service(name, command, self.wish["model"], **more)
@@ -104,6 +105,7 @@ class Bench:
                 python(module, str(self.picture_folder()), *arguments),
                 environment={
                     "MAYFLY_CHECKPOINTS": self.checkpoint,
+                    "MAYFLY_CACHE_DIR": self.cache,
                     "MAYFLY_MODELS": self.wish["model"],
                 },
                 log=self.folder / f"{module}.log",
@@ -117,6 +119,11 @@ class Bench:
     def checkpoint(self) -> str:
         """The detector's weights, as a setting of the worker."""
         return f"{DETECTOR}={self.folder / DETECTOR}.pth"
+
+    @property
+    def cache(self) -> str:
+        """Where the engine that one found the fastest lies for all: of this run and no other."""
+        return str(self.folder / "cache")
 
 
 def sleeper(seconds: float, workers: int = 1) -> list[str]:

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import get_model, resnet18
 from torchvision.ops import FrozenBatchNorm2d
 
 from worker import engine
 from worker.engine import Engine, Tuner
 from worker.models import efficientnet_lite
+from worker.models.families import family_of
 
 CPU = torch.device("cpu")
 needs_openvino = pytest.mark.skipif(
@@ -117,6 +118,16 @@ def test_exemplars_backbone_on_openvino() -> None:
             assert float((got - wanted).abs().max()) < 1e-3
 
 
+@torch.inference_mode()
+def test_values_of_a_detectors_maps_decide_nothing() -> None:
+    """Nobody uses more of them than their size."""
+    torch.manual_seed(0)
+    detector = get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None)
+    _, _, *maps = family_of(detector.eval()).core(noise(1, 3, 320, 320))
+    assert [tuple(each.shape) for each in maps] == [(1, 1, n, n) for n in (20, 10, 5, 3, 2, 1)]
+    assert not any(each.any() for each in maps)
+
+
 def test_the_fastest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for fastest in ("eager", "folded"):
         slow = {"eager": 1.0, "folded": 1.0, fastest: 0.5}
@@ -189,6 +200,9 @@ def test_the_second_start_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     tuned(Core(seed=1), folder=tmp_path)
     assert len(list(tmp_path.glob("engines/*"))) == 2  # other weights are another question
+    monkeypatch.setattr(engine, "__version__", "next")  # whose core may do something else
+    tuned(folder=tmp_path)
+    assert len(list(tmp_path.glob("engines/*"))) == 3
 
 
 @pytest.mark.parametrize("left", [b"", b"[]", b'{"engine":"no such","max_batch":1}'])

@@ -61,7 +61,11 @@ def family_of(network: Any) -> Family:
 
 
 class _HeadCore(nn.Module):
-    """Backbone and head: the head's outputs, then one channel of each map, for its size."""
+    """Backbone and head: the head's outputs, then zeros of each map's size.
+
+    A map's own values are nobody's: in a small one, with most of it cut off at 0, rounding is large
+    beside them, and an engine would be refused for it.
+    """
 
     def __init__(self, network: Any, keys: tuple[str, ...]) -> None:
         super().__init__()
@@ -70,7 +74,8 @@ class _HeadCore(nn.Module):
     def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
         maps = list(self.backbone(batch).values())
         outputs = self.head(maps)
-        return (*(outputs[key] for key in self.keys), *(level[:1, :1] for level in maps))
+        sizes = (torch.zeros_like(level[:1, :1]) for level in maps)
+        return (*(outputs[key] for key in self.keys), *sizes)
 
 
 class _Dense:

@@ -124,6 +124,7 @@ async def _start(bench: Bench, processes: Group, peer: Peer, work: str, batch: i
     settings = {
         **_OFF,
         "MAYFLY_CHECKPOINTS": bench.checkpoint,
+        "MAYFLY_CACHE_DIR": bench.cache,
         "MAYFLY_MODELS": bench.wish["model"],
         "PEER_WORK": work,
         "PEER_BATCH": str(batch),
