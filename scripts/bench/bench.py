@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from scripts.bench.pictures import DETECTOR, WISH
 from scripts.bench.processes import Group, group, python
 from scripts.bench.servers import START_S, Service, start_service
@@ -40,6 +42,7 @@ class Bench:
         spare: a core that is none of these, if the machine has one.
         sleep_s: of a model that sleeps in place of the detector; None for the detector.
         stack: ends what is started, when the run ends.
+        engines: on which one the detector runs, by whose it is.
     """
 
     folder: Path
@@ -49,6 +52,7 @@ class Bench:
     spare: list[int]
     sleep_s: float | None
     stack: contextlib.AsyncExitStack
+    engines: dict[str, str] = field(default_factory=dict)
     _services: dict[str, Service] = field(default_factory=dict)
     _groups: dict[str, Group] = field(default_factory=dict)
 
@@ -67,6 +71,7 @@ class Bench:
             self._services[name] = await start_service(
                 processes, where, worker, self.cores, **options
             )
+            self._note_engine(name, where / "worker.log")
         return self._services[name]
 
     async def detector(self, name: str = "detector", **more: Any) -> Service:
@@ -100,6 +105,7 @@ class Bench:
         """A process of a module that goes through the pictures when it is asked to."""
         processes, new = await self.group(module)
         if new:
+            log = self.folder / f"{module}.log"
             await processes.start(
                 "loop",
                 python(module, str(self.picture_folder()), *arguments),
@@ -108,12 +114,21 @@ class Bench:
                     "MAYFLY_CACHE_DIR": self.cache,
                     "MAYFLY_MODELS": self.wish["model"],
                 },
-                log=self.folder / f"{module}.log",
+                log=log,
                 cores=self.cores,
                 pipe=True,
             )
             await processes.said("loop", "ready", START_S)
+            self._note_engine(module.rpartition(".")[2], log)
         return processes
+
+    def _note_engine(self, name: str, log: Path) -> None:
+        """What the worker's code says of itself in its log, if it runs the detector."""
+        for line in log.read_bytes().splitlines():
+            with contextlib.suppress(msgspec.DecodeError):  # not of ours
+                said = msgspec.json.decode(line, type=dict[str, Any])
+                if said.get("event") == "engine":
+                    self.engines[name] = said["engine"]
 
     @property
     def checkpoint(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from jobs.contract import MAIN_IMAGE, Request
+from jobs.process import configure_logging
 from jobs.settings import Settings
 from scripts.bench.pictures import DETECTOR, WISH
 from scripts.bench.stand_in import Sleeper, blank
@@ -24,6 +25,7 @@ from worker.models.base import Model
 
 def main(folder: Path, sleep_s: float | None = None) -> None:
     settings = Settings.from_env()
+    configure_logging(settings)  # which says the engine
     model: Model[Any, Any] = Sleeper(sleep_s) if sleep_s else load_models(settings)[0][DETECTOR]
     read = blank if sleep_s else decode
     request = msgspec.convert(WISH, Request)

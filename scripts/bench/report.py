@@ -4,7 +4,7 @@ import json
 import platform
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,8 +105,13 @@ def ratios(rounds: list[Round], wanted: list[Ratio]) -> list[tuple[Ratio, Spread
     return found
 
 
-def table(rounds: list[Round], measures: Sequence[Measure], wanted: list[Ratio]) -> str:
-    """What is printed: median (lowest–highest) of the rounds."""
+def table(
+    rounds: list[Round],
+    measures: Sequence[Measure],
+    wanted: list[Ratio],
+    engines: Mapping[str, str],
+) -> str:
+    """What is printed: median (lowest–highest) of the rounds, and what the detector ran on."""
     measured = spreads(rounds)
     lines = []
     for measure in measures:
@@ -116,6 +121,9 @@ def table(rounds: list[Round], measures: Sequence[Measure], wanted: list[Ratio])
         width = max(len(ratio.name) for ratio, _ in found)
         lines += ["", "ratios: of figures of the same round"]
         lines += [f"  {r.name:{width}}  {spread!s:22} {r.goal}".rstrip() for r, spread in found]
+    if engines:
+        lines += ["", "engines: what the detector ran on"]
+        lines += [f"  {name}: {engine}" for name, engine in engines.items()]
     return "\n".join(lines[1:])
 
 

@@ -46,7 +46,7 @@ async def run(options: argparse.Namespace) -> int:
     except asyncio.CancelledError:
         code = 143
     if any(rounds):
-        _report(options, bench.cores, rounds, wanted, ratios)
+        _report(options, bench, rounds, wanted, ratios)
     return code
 
 
@@ -79,16 +79,20 @@ async def _measure(bench: Bench, measure: Measure, into: report.Round, number: i
 
 def _report(
     options: argparse.Namespace,
-    cores: list[int],
+    bench: Bench,
     rounds: list[report.Round],
     wanted: list[Measure],
     ratios: list[report.Ratio],
 ) -> None:
-    about = report.machine(cores) | {"quick": options.quick, "stand_in_ms": options.stand_in}
+    about = report.machine(bench.cores) | {
+        "quick": options.quick,
+        "stand_in_ms": options.stand_in,
+        "engines": bench.engines,
+    }
     options.out.mkdir(parents=True, exist_ok=True)
     report.write(options.out, about, rounds, ratios)
     report.plot(options.out / "bench.png", rounds, wanted)
-    print(report.table(rounds, wanted, ratios))
+    print(report.table(rounds, wanted, ratios, bench.engines))
     print(f"\n{options.out / 'bench.json'}, {options.out / 'bench.png'}")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from jobs.contract import MAIN_IMAGE, Request
+from jobs.process import configure_logging
 from jobs.settings import Settings
 from scripts.bench.peers.work import Plain
 from scripts.bench.pictures import DETECTOR, WISH
@@ -49,6 +50,7 @@ Loop = Callable[[list[bytes]], None]
 def ours(clock: Clock) -> tuple[Loop, int]:
     """The worker's own stages, and how many images it takes at a time."""
     settings = Settings.from_env()
+    configure_logging(settings)  # which says the engine
     model: Any = load_models(settings)[0][DETECTOR]
     request = msgspec.convert(WISH, Request)
     vars(model)["_run"] = clock.stage("network")(vars(model)["_run"])

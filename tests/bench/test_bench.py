@@ -14,6 +14,7 @@ import pytest
 
 from scripts.bench.bench import QUICK
 from scripts.bench.measures import MEASURES
+from worker.engine import NAMES
 
 SLEEP_MS = 50
 
@@ -115,6 +116,18 @@ def test_interrupted_it_leaves_nothing_either(tmp_path_factory: pytest.TempPathF
     assert len(started) == 3
     assert [each for each in started if each.is_running()] == []
     assert list((folder / "tmp").iterdir()) == []
+
+
+def test_the_detectors_engine_is_said(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In the bare loop and in a worker the one that was measured first, on this machine."""
+    folder = tmp_path_factory.mktemp("engine")
+    process = _start(folder, "--only", "raw", "service")
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, (folder / "log").read_text()
+    engines = json.loads((folder / "out" / "bench.json").read_text())["about"]["engines"]
+    assert engines.keys() == {"raw", "detector"}
+    assert engines["raw"] == engines["detector"] in NAMES
+    assert f"  detector: {engines['detector']}\n" in printed
 
 
 def test_an_unknown_measure_is_named(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_ratio_without_figures_is_left_out() -> None:
 
 
 def test_the_table_has_a_row_a_case_and_a_column_a_figure() -> None:
-    assert report.table(ROUNDS, [MEASURE], [RATIO]).splitlines() == [
+    assert report.table(ROUNDS, [MEASURE], [RATIO], {"raw": "eager"}).splitlines() == [
         "speed: how fast it is",
         "         images/s          p50 ms",
         "  here   60.0 (20.0–100)   4.50 (4.00–5.00)",
@@ -50,6 +50,9 @@ def test_the_table_has_a_row_a_case_and_a_column_a_figure() -> None:
         "",
         "ratios: of figures of the same round",
         "  here ÷ there  2.00 (2.00–3.00)       ≥ 2",
+        "",
+        "engines: what the detector ran on",
+        "  raw: eager",
     ]
 
 
