@@ -18,6 +18,7 @@ from skimage.data import astronaut
 
 from jobs.contract import WEBP_COST
 from jobs.problems import Problem
+from tests.faults.bombs import chunk, png
 from worker import decode as module
 from worker.decode import decode
 from worker.models.base import Pixels
@@ -42,25 +43,6 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **(lossless[kind] | options))
     return out.getvalue()
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    check = struct.pack(">I", zlib.crc32(name + content))
-    return struct.pack(">I", len(content)) + name + content + check
-
-
-def png(
-    size: tuple[int, int],
-    depth: int,
-    colour: int,
-    rows: bytes,
-    before: bytes = b"",
-    after: bytes = b"",
-) -> bytes:
-    """A PNG from its parts: `rows` with filter bytes, `before` and `after` further chunks."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + header + before + pixels + after + chunk(b"IEND", b"")
 
 
 def exif(orientation: int, order: str = ">") -> bytes:

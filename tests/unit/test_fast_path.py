@@ -10,7 +10,6 @@ all that is seen.
 
 import copy
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -39,14 +38,7 @@ FINDS = 40  # the best of an image are compared ...
 ALL = 100_000  # ... with all others, so that none is missing because another one took its place
 ROUNDING = 1  # of 255 levels; rows and columns are rounded, each by a half at most
 MIN_IOU, MAX_SCORE_OFF = 0.9, 0.03
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import base64
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,7 @@ from worker.models.owlv2 import Owlv2
 CPU = torch.device("cpu")
 SHAPES = [(64, 64), (40, 120), (97, 50), (1, 9)]  # height and width
 CAT, DOG = TextPrompt(text="a cat"), TextPrompt(text="dog")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Several only get in each other's way with so few weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

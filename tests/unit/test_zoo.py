@@ -5,7 +5,6 @@ there are finds. They lie in files as torchvision names them and are loaded the 
 """
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,15 +46,10 @@ FEWER = {MASK: 12, KEYPOINT: 5}  # finds an image, to save time
 EVERYTHING = Request(min_score=0, max_annotations=3000)
 
 # pycocotools' own array type is older than NumPy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @dataclass

@@ -8,7 +8,6 @@ how well it fits each token. The best token of a text speaks for it.
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,10 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
 
 from jobs.contract import MAIN_IMAGE, ModelInfo, Request
 from jobs.problems import unprocessable
-from worker.models import hub
 from worker.models.base import Finds, Pixels
 from worker.models.open_vocabulary import (
     NOT_MEANT,
+    Pretrained,
     bfloat16,
     choose,
     labels_of,
@@ -72,27 +71,15 @@ class Raw:
     boxes: Tensor
 
 
-class GroundingDino:
-    """Implements `worker.models.base.Model`.
+class GroundingDino(Pretrained):
+    """Implements `worker.models.base.Model`."""
 
-    Args:
-        folder: as `save_pretrained` writes it, or as it is published.
-        info: what users see.
-        device: where `forward` runs.
-    """
+    classes = (GroundingDinoForObjectDetection, GroundingDinoImageProcessor, BertTokenizer)
 
     def __init__(self, folder: Path, info: ModelInfo, device: torch.device) -> None:
-        self.info = info
-        self.max_batch = 1 if device.type == "cpu" else 8
-        self._device = device
-        self._network: Any = hub.complete(GroundingDinoForObjectDetection, folder).to(device)
+        super().__init__(folder, info, device)
         encoder = self._network.model.backbone.conv_encoder
         encoder.model = _Backbone(encoder.model, device)
-        self._processor: Any = GroundingDinoImageProcessor.from_pretrained(
-            folder, local_files_only=True
-        )
-        self._tokenizer: Any = BertTokenizer.from_pretrained(folder, local_files_only=True)
-        self._tokenizing = Lock()  # tokenizers keep their padding in a state of their own
         self._reads = int(self._network.config.max_text_len)
 
     def prepare(self, images: Mapping[str, Pixels], request: Request) -> Item:

@@ -1,6 +1,9 @@
-"""What the open-vocabulary models share: words, precision, and the choice among what they score."""
+"""What the open-vocabulary models share: parts, words, precision, and the choice among finds."""
 
 from contextlib import AbstractContextManager
+from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,11 +11,34 @@ from torchvision.ops import batched_nms, nms
 
 from jobs.contract import Annotation, Box, ModelInfo, Request, TextPrompt
 from jobs.problems import Problem, unprocessable
+from worker.models import hub
 from worker.models.base import Finds
 
 NOT_MEANT = -1  # in place of a label's place: what negative prompts find
 _GIVEN = 2.0  # the score of a box that the user drew, above all that a model can say
 _ACROSS_LABELS = 0.6  # IoU from which two labels claim one object
+
+
+class Pretrained:
+    """A network of transformers, and what prepares pictures and words for it.
+
+    Args:
+        folder: as `save_pretrained` writes it, or as it is published.
+        info: what users see.
+        device: where `forward` runs.
+    """
+
+    classes: tuple[Any, Any, Any]  # of the network, its image processor and its tokenizer
+
+    def __init__(self, folder: Path, info: ModelInfo, device: torch.device) -> None:
+        network, processor, tokenizer = self.classes
+        self.info = info
+        self.max_batch = 1 if device.type == "cpu" else 8
+        self._device = device
+        self._network: Any = hub.complete(network, folder).to(device)
+        self._processor: Any = processor.from_pretrained(folder, local_files_only=True)
+        self._tokenizer: Any = tokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizing = Lock()  # tokenizers keep their padding in a state of their own
 
 
 def labels_of(request: Request) -> list[str]:

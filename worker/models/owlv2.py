@@ -11,7 +11,6 @@ import struct
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from worker.models import hub, portable
 from worker.models.base import Embedding, Finds, Pixels
 from worker.models.open_vocabulary import (
     NOT_MEANT,
+    Pretrained,
     bfloat16,
     choose,
     labels_of,
@@ -122,23 +122,13 @@ class Scored:
     embedding: str = ""
 
 
-class Owlv2:
-    """Implements `worker.models.base.Model`.
+class Owlv2(Pretrained):
+    """Implements `worker.models.base.Model`."""
 
-    Args:
-        folder: as `save_pretrained` writes it, or as it is published.
-        info: what users see.
-        device: where `forward` runs.
-    """
+    classes = (Owlv2ForObjectDetection, Owlv2ImageProcessor, CLIPTokenizer)
 
     def __init__(self, folder: Path, info: ModelInfo, device: torch.device) -> None:
-        self.info = info
-        self.max_batch = 1 if device.type == "cpu" else 8
-        self._device = device
-        self._network: Any = hub.complete(Owlv2ForObjectDetection, folder).to(device)
-        self._processor: Any = Owlv2ImageProcessor.from_pretrained(folder, local_files_only=True)
-        self._tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        self._tokenizing = Lock()  # tokenizers keep their padding in a state of their own
+        super().__init__(folder, info, device)
         self._identity = hub.Weights(folder, None).digest()[:8]
         self._reads = int(self._network.config.text_config.max_position_embeddings)
         self._record = struct.Struct(f"<?{self._network.config.text_config.hidden_size}f")
