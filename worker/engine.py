@@ -268,7 +268,7 @@ def _compiled(core: nn.Module, sample: Tensor, folder: Path | None) -> Run:
     import torch._inductor.config as inductor
 
     if folder is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)  # torch's import has set its own
     folded = fold(core)
     compiled = torch.compile(folded, dynamic=False)
     with inductor.patch(freezing=True):

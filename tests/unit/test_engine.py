@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,21 @@ def test_a_residual_network_keeps_no_batch_norm(norm: Any) -> None:
     folded = engine.fold(core)
     assert not [module for module in folded.modules() if isinstance(module, norm)]
     torch.testing.assert_close(folded(SAMPLE), core(SAMPLE), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(
+    not shutil.which(os.environ.get("CXX", "g++")), reason="torch has no compiler here"
+)
+@torch.inference_mode()
+def test_compiled_code_lies_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "elsewhere"))
+    core, found = Core(), tuned(engine="compiled", folder=tmp_path / "here")
+    assert found.name == "compiled"
+    for batch in (SAMPLE, noise(3, 3, 64, 40)):  # as it was compiled for, and another one
+        for got, wanted in zip(found.run(batch), core(batch), strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    assert [*(tmp_path / "here" / "engines").rglob("*.so")]
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @torch.inference_mode()
