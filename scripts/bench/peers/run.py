@@ -95,19 +95,20 @@ PEERS = [
 
 
 def environment(peer: Peer) -> Path:
-    """The Python of the peer's environment, which is made if it is not there."""
+    """The Python of the peer's environment, which is made if it is not there.
+
+    It is completed each time: what it took from the one that runs this may have gone from there.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(cache, "mayfly-bench", peer.requirement)
-    python, done = folder / "bin" / "python", folder / "installed"
-    if not done.exists():
-        run = [sys.executable, "-m", "venv", "--clear", str(folder)]
-        subprocess.run(run, check=True)
-        [packages] = folder.glob("lib/python3*/site-packages")
-        ours = [path for path in site.getsitepackages() if "site-packages" in path]
-        (packages / "mayfly.pth").write_text("\n".join(ours) + "\n")  # torch is not fetched again
-        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([str(python), *install, peer.requirement], check=True)
-        done.touch()
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    [packages] = folder.glob("lib/python3*/site-packages")
+    ours = [path for path in site.getsitepackages() if "site-packages" in path]
+    (packages / "mayfly.pth").write_text("\n".join(ours) + "\n")  # torch is not fetched again
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([str(python), *install, peer.requirement], check=True)
     return python
 
 
