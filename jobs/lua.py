@@ -111,10 +111,9 @@ if sealed then redis.call('PUBLISH', ARGV[2], ARGV[1]) else redis.call('DEL', KE
 return sealed
 """
 
-# KEYS in_progress*; ARGV lease_ms
+# ARGV lease_ms in_progress_prefix ids, in one string with spaces between
 RENEW = """#!lua flags=allow-oom
-for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[1]) end
-return #KEYS
+for id in string.gmatch(ARGV[3], '%S+') do redis.call('PEXPIRE', ARGV[2] .. id, ARGV[1]) end
 """
 
 # KEYS crash; ARGV ttl

@@ -503,8 +503,8 @@ class Store:
         """Keep the leases of running jobs, so that a dead worker's jobs are soon free again."""
         if not job_ids:
             return
-        keys = [in_progress_key_prefix + job_id for job_id in job_ids]
-        await self._run(self._renew, keys, [int(lease_s * 1000)])
+        lease_ms = int(lease_s * 1000)
+        await self._run(self._renew, [], [lease_ms, in_progress_key_prefix, " ".join(job_ids)])
 
     async def wake_ups(self, model: str) -> PubSub:
         """A subscription that fires when a job for `model` is queued."""

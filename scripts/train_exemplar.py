@@ -11,6 +11,7 @@ weights for ``worker/models/``, ``state.pt`` to go on from, and a plot of the lo
 import argparse
 import math
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,16 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.data / "bank.json").is_file():
         parser.error(f"{options.data} holds no bank: run `fetch` first")
-    spawn(_train, (options,), options.processes)  # type: ignore[no-untyped-call]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(_train, (options, port), options.processes)  # type: ignore[no-untyped-call]
 
 
-def _train(rank: int, options: argparse.Namespace) -> None:
+def _train(rank: int, options: argparse.Namespace, port: int) -> None:
     """One of the processes: the same steps as the others, on scenes of its own."""
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29517")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=options.processes)
     torch.manual_seed(options.seed)
     painter = Painter(Bank(options.data), photographs(options.data, held_out=False))
