@@ -91,7 +91,7 @@ class Untrained:
         box = torch.tensor(shown[:1], dtype=torch.float32, device=self._device)
         root = math.sqrt((x1 - x0) * (y1 - y0))
         height, width = query.pixels.shape[:2]
-        image = torch.from_numpy(query.pixels).permute(2, 0, 1).to(self._device)
+        image = torch.tensor(query.pixels, device=self._device).permute(2, 0, 1)
         pyramid = plan(width, height, [Wanted((root,), here=True, negative=False)])
         with torch.inference_mode():
             fields = [
