@@ -22,6 +22,8 @@ _LOOK_EVERY_S = 1.0
 _PLAIN_ROUTES = ("/healthz", "/readyz", "/metrics")
 
 Address = IPv4Address | IPv6Address
+_CLIENT = web.RequestKey("client", str)  # its address, found out once
+_PEER = web.RequestKey("peer", tuple[IPv4Address | IPv6Address | None])  # the other end's
 
 
 def client_address(request: web.Request) -> str:
@@ -31,7 +33,13 @@ def client_address(request: web.Request) -> str:
     ``X-Forwarded-For`` is read from its end to the first address that is no such proxy. What other
     peers send in that header is ignored, so nobody chooses their address.
     """
-    peer = _address(request.remote or "")
+    if _CLIENT not in request:
+        request[_CLIENT] = _client_address(request)
+    return request[_CLIENT]
+
+
+def _client_address(request: web.Request) -> str:
+    peer = _peer(request)
     if peer is None:
         return "unknown"
     hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
@@ -47,7 +55,7 @@ def came_encrypted(request: web.Request) -> bool:
     """Whether the client spoke TLS: with us, or with a trusted proxy that says so."""
     if request.secure:
         return True
-    peer = _address(request.remote or "")
+    peer = _peer(request)
     return peer is not None and _is_trusted(request, peer) and _forwarded_as(request) == {"https"}
 
 
@@ -59,7 +67,7 @@ async def refuse_plain(request: web.Request, handler: Handler) -> web.StreamResp
     that their client spoke TLS.
     """
     if not came_encrypted(request) and request.path not in _PLAIN_ROUTES:
-        peer = _address(request.remote or "")
+        peer = _peer(request)
         local = peer is not None and peer.is_loopback
         if not local or (_is_trusted(request, peer) and _forwarded_as(request)):
             raise Problem(
@@ -71,6 +79,13 @@ async def refuse_plain(request: web.Request, handler: Handler) -> web.StreamResp
                 {"Connection": "close"},
             )
     return await handler(request)
+
+
+def _peer(request: web.Request) -> Address | None:
+    """The address at the other end of the connection, None for a socket without one."""
+    if _PEER not in request:
+        request[_PEER] = (_address(request.remote or ""),)
+    return request[_PEER][0]
 
 
 def _is_trusted(request: web.Request, peer: Address | None) -> bool:
