@@ -102,8 +102,8 @@ def environment(peer: Peer) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(cache, "mayfly-bench", peer.requirement)
     python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    if not python.with_name("pip").exists():  # which comes last
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     [packages] = folder.glob("lib/python3*/site-packages")
     ours = [path for path in site.getsitepackages() if "site-packages" in path]
     (packages / "mayfly.pth").write_text("\n".join(ours) + "\n")  # torch is not fetched again
