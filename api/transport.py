@@ -23,7 +23,7 @@ _PLAIN_ROUTES = ("/healthz", "/readyz", "/metrics")
 
 Address = IPv4Address | IPv6Address
 _CLIENT = web.RequestKey("client", str)  # its address, found out once
-_PEER = web.RequestKey("peer", tuple[IPv4Address | IPv6Address | None])  # the other end's
+_PEER = web.RequestKey("peer", tuple[Address | None])  # the other end's
 
 
 def client_address(request: web.Request) -> str:

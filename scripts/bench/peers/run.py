@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import aiohttp
@@ -48,7 +49,7 @@ class Peer:
 
     name: str
     requirement: str
-    command: list[str]
+    command: tuple[str, ...]
     route: str
     content_type: str
     body: Callable[[bytes], bytes]
@@ -70,7 +71,7 @@ PEERS = [
     Peer(
         "LitServe",
         "litserve==0.2.19",
-        ["-m", "scripts.bench.peers.litserve_server"],
+        ("-m", "scripts.bench.peers.litserve_server"),
         "/predict",
         "application/json",
         _json,
@@ -78,7 +79,7 @@ PEERS = [
     Peer(
         "BentoML",
         "bentoml==1.4.39",
-        ["-m", "bentoml", "serve", "scripts.bench.peers.bentoml_server:Peer"],
+        ("-m", "bentoml", "serve", "scripts.bench.peers.bentoml_server:Peer"),
         "/annotate",
         f"multipart/form-data; boundary={_BOUNDARY}",
         _form,
@@ -86,7 +87,7 @@ PEERS = [
     Peer(
         "mosec",
         "mosec==0.9.8",
-        ["-m", "scripts.bench.peers.mosec_server"],
+        ("-m", "scripts.bench.peers.mosec_server"),
         "/inference",
         "image/jpeg",
         bytes,
@@ -94,13 +95,14 @@ PEERS = [
 ]
 
 
+@cache
 def environment(peer: Peer) -> Path:
     """The Python of the peer's environment, which is made if it is not there.
 
-    It is completed each time: what it took from the one that runs this may have gone from there.
+    It is completed once a run: what it took from the one that runs this may have gone from there.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache, "mayfly-bench", peer.requirement)
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(caches, "mayfly-bench", peer.requirement)
     python = folder / "bin" / "python"
     if not python.with_name("pip").exists():  # which comes last
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
