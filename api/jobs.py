@@ -164,7 +164,7 @@ async def follow(request: web.Request) -> web.StreamResponse:
     """Server-sent events: one `status` event at each change, until the job is over."""
     capability = owned_capability(request)
     changes, store = request.app[CHANGES], request.app[STORE]
-    with changes.watching(capability.id, start=True) as changed:
+    async with changes.following(capability.id) as changed:
         state = await store.state(capability.id)
         _raise_if_gone(state)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from redis.asyncio.client import PubSub
 
 from jobs.contract import ModelInfo
 from jobs.sealing import PublicKey
@@ -15,22 +17,45 @@ _REMEMBER_S = 60.0  # a model whose workers restart is still known for this long
 
 
 class Changes:
-    """One subscription for all clients that wait for jobs."""
+    """One subscription for all clients that wait for jobs.
+
+    That a job starts is listened to only while somebody follows one, since every job does.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._waiting: defaultdict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
         self._closing = False
+        self._followers = 0
+        self._signals: PubSub | None = None  # while there is a connection
+        self._tuning = asyncio.Lock()
 
     async def serve(self) -> None:
         """Pass on the signals until cancelled; survive the loss of the connection."""
         while True:
             with contextlib.suppress(*STORE_ERRORS):
                 async with await self._store.changes() as signals:
-                    async for message in signals.listen():
-                        if message["type"] == "message":
-                            self._wake((message["channel"].decode(), message["data"].decode()))
+                    await self._pass_on(signals)
             await asyncio.sleep(0.2)
+
+    async def _pass_on(self, signals: PubSub) -> None:
+        self._signals = signals
+        try:
+            await self._tune()
+            async for message in signals.listen():
+                if message["type"] == "message":
+                    self._wake((message["channel"].decode(), message["data"].decode()))
+        finally:
+            self._signals = None
+
+    async def _tune(self) -> None:
+        """Listen to starts if there are followers, and not if there are none."""
+        async with self._tuning:  # the last one to come through knows how many there are
+            if self._signals is None:
+                return
+            change = self._signals.subscribe if self._followers else self._signals.unsubscribe
+            with contextlib.suppress(*STORE_ERRORS):  # whoever follows looks again after a while
+                await change(STARTED_CHANNEL)
 
     async def settled(self, job_id: str, seconds: float) -> JobState:
         """The job's state once it is neither queued nor running, or after `seconds`."""
@@ -45,11 +70,11 @@ class Changes:
                 await wait(changed, min(left, FALLBACK_S))
 
     @contextlib.contextmanager
-    def watching(self, job_id: str, *, start: bool = False) -> Iterator[asyncio.Event]:
-        """An event that is set when the job is over, or starts, if that is wanted too; look at its
-        state after entering."""
+    def watching(
+        self, job_id: str, channels: Sequence[str] = (CHANGED_CHANNEL,)
+    ) -> Iterator[asyncio.Event]:
+        """An event that is set when the job is over; look at its state after entering."""
         changed = asyncio.Event()
-        channels = [CHANGED_CHANNEL, STARTED_CHANNEL] if start else [CHANGED_CHANNEL]
         keys = [(channel, job_id) for channel in channels]
         for key in keys:
             self._waiting[key].add(changed)
@@ -60,6 +85,20 @@ class Changes:
                 self._waiting[key].discard(changed)
                 if not self._waiting[key]:
                     del self._waiting[key]
+
+    @contextlib.asynccontextmanager
+    async def following(self, job_id: str) -> AsyncIterator[asyncio.Event]:
+        """The same, set when the job starts too."""
+        with self.watching(job_id, (CHANGED_CHANNEL, STARTED_CHANNEL)) as changed:
+            self._followers += 1
+            try:
+                if self._followers == 1:
+                    await self._tune()
+                yield changed
+            finally:
+                self._followers -= 1
+                if not self._followers:
+                    await self._tune()
 
     @property
     def closing(self) -> bool:

@@ -75,11 +75,12 @@ return {'unknown', 0, 0}
 """
 
 # KEYS queue; ARGV room lease_ms in_progress_prefix retry_prefix retry_ttl image_pattern
+#      started_channel
 # Running jobs stay in the queue, so the head is read until there is nothing left to claim. The
 # claim is arq's own: its in-progress key, with a short lease that the worker renews, and its count
 # of tries, so that a job which was not handed back is known. -> {{id, score, try}, ...}
 CLAIM = """#!lua flags=allow-oom
-local room, lease_ms, in_progress, retry, retry_ttl, image_pattern = unpack(ARGV)
+local room, lease_ms, in_progress, retry, retry_ttl, image_pattern, started = unpack(ARGV)
 local claimed, start, page = {}, 0, 200
 room = tonumber(room)
 while #claimed < room and start < 100000 do
@@ -93,6 +94,7 @@ while #claimed < room and start < 100000 do
       if redis.call('SET', in_progress .. id, '1', 'PX', lease_ms, 'NX') then
         local try = redis.call('INCR', retry .. id)
         redis.call('PEXPIRE', retry .. id, retry_ttl)
+        redis.call('PUBLISH', started, id)
         claimed[#claimed + 1] = {id, score, try}
         if #claimed == room then break end
       end
@@ -103,12 +105,10 @@ end
 return claimed
 """
 
-# KEYS image in_progress arq_retry; ARGV id started_channel
-# Gone meanwhile: erased or expired, and then nothing of the claim is left either.
-TAKE = """#!lua flags=allow-oom
-local sealed = redis.call('GET', KEYS[1])
-if sealed then redis.call('PUBLISH', ARGV[2], ARGV[1]) else redis.call('DEL', KEYS[2], KEYS[3]) end
-return sealed
+# KEYS image in_progress arq_retry
+# A claimed job whose image is gone, erased or expired: nothing of the claim is left either.
+LET_GO = """#!lua flags=allow-oom
+if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('DEL', KEYS[2], KEYS[3]) end
 """
 
 # ARGV lease_ms in_progress_prefix ids, in one string with spaces between
@@ -171,13 +171,13 @@ if redis.call('HGET', KEYS[1], 'id') == ARGV[1] then redis.call('DEL', KEYS[1]) 
 return 0
 """
 
-# KEYS image job result lease; ARGV id reader lease_ms grace_ms done_channel
+# KEYS image job result lease; ARGV reader lease_ms grace_ms
 # Without a reader the result is taken and deleted: the first caller wins, the others see it gone.
 # With one it is leased: only that reader gets it again until the lease ends, and the first read
 # cuts what is left of its life to the grace. -> {state, ttl in ms, result}
 FETCH = """#!lua flags=allow-oom
 local image, job, result, lease = unpack(KEYS)
-local id, reader, lease_ms, grace_ms, done = unpack(ARGV)
+local reader, lease_ms, grace_ms = unpack(ARGV)
 local sealed = redis.call('GET', result)
 if not sealed then
   if redis.call('EXISTS', image) == 1 then return {'pending', redis.call('PTTL', image)} end
@@ -188,7 +188,6 @@ local holder = redis.call('GET', lease)
 if holder and holder ~= reader then return {'leased', redis.call('PTTL', lease)} end
 if reader == '' then
   redis.call('DEL', result)
-  redis.call('PUBLISH', done, id)
 else
   local left = math.min(redis.call('PTTL', result), tonumber(grace_ms))
   redis.call('PEXPIRE', result, left)

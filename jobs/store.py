@@ -52,7 +52,7 @@ USAGE_KEY = PREFIX + "usage"  # counts of finished jobs that are not in a databa
 USAGE_BATCH_KEY = USAGE_KEY + ":batch"  # those that are on their way
 WORKERS_KEY = PREFIX + "workers"
 CHANGED_CHANNEL = PREFIX + "changed"  # ids of jobs that are over, for waiting clients
-STARTED_CHANNEL = PREFIX + "started"  # ids of jobs that a worker took, for those who follow them
+STARTED_CHANNEL = PREFIX + "started"  # ids of jobs that a worker claimed, for those who follow them
 TASK_NAME = "annotate"
 _JOB_MARGIN_S = 60
 _WORKER_TTL_MS = 3_000
@@ -240,7 +240,7 @@ class Store:
         self._take_usage = redis.register_script(lua.TAKE_USAGE)
         self._drop_usage = redis.register_script(lua.DROP_USAGE)
         self._claim = redis.register_script(lua.CLAIM)
-        self._take = redis.register_script(lua.TAKE)
+        self._let_go = redis.register_script(lua.LET_GO)
         self._renew = redis.register_script(lua.RENEW)
         self._count = redis.register_script(lua.COUNT)
         self._heartbeat = redis.register_script(lua.HEARTBEAT)
@@ -344,11 +344,9 @@ class Store:
             self._fetch,
             [image_key(job_id), job_key(job_id), result_key(job_id), lease_key(job_id)],
             [
-                job_id,
                 _digest(reader) if reader else "",
                 self._settings.lease_s * 1000,
                 self._settings.lease_grace_s * 1000,
-                CHANGED_CHANNEL,
             ],
         )
         return Fetched(status.decode(), *rest)
@@ -408,17 +406,24 @@ class Store:
         await self._run(self._drop_usage, [USAGE_BATCH_KEY], [batch.id])
 
     async def changes(self) -> PubSub:
-        """A subscription to the ids of jobs that started or are over, each on its channel."""
+        """A subscription to the ids of jobs that are over."""
         pubsub = self.redis.pubsub()
-        await pubsub.subscribe(CHANGED_CHANNEL, STARTED_CHANNEL)
+        await pubsub.subscribe(CHANGED_CHANNEL)
         return pubsub
 
     # the worker's side
 
     async def take(self, job_id: str) -> bytes | None:
-        """The sealed payload of a job that starts; None when it was erased or has expired."""
-        keys = [image_key(job_id), in_progress_key_prefix + job_id, retry_key_prefix + job_id]
-        return await self._run(self._take, keys, [job_id, STARTED_CHANNEL])  # type: ignore[no-any-return]
+        """The sealed payload of a claimed job; None when it was erased or has expired."""
+        async with asyncio.timeout(self._within_s):
+            sealed: bytes | None = await self.redis.get(image_key(job_id))
+        if sealed is None:
+            await self._run(
+                self._let_go,
+                [image_key(job_id), in_progress_key_prefix + job_id, retry_key_prefix + job_id],
+                [],
+            )
+        return sealed
 
     async def finish(self, job_id: str, sealed: bytes, finished: Finished | None = None) -> bool:
         """Store the result, delete the image, leave the queue, be counted; False if it is gone."""
@@ -490,6 +495,7 @@ class Store:
                 retry_key_prefix,
                 self._settings.image_ttl_s * 1000,
                 image_key("%s"),
+                STARTED_CHANNEL,
             ],
         )
         return [Claimed(job_id.decode(), float(turn), tries) for job_id, turn, tries in claimed]

@@ -59,6 +59,7 @@ class QueueWorker(Worker):
         self._store = store
         self._gate = gate
         self._wake = asyncio.Event()
+        self._full = True  # whether there may be free jobs that there was no room for
         self._claiming = asyncio.Lock()
 
     async def main(self) -> None:
@@ -74,15 +75,19 @@ class QueueWorker(Worker):
                     await self._wake.wait()
 
     async def _claim(self, room: int) -> None:
+        self._full = True
         with contextlib.suppress(*STORE_ERRORS):
-            for job in await self._store.claim(self._model, room, LEASE_S):
+            claimed = await self._store.claim(self._model, room, LEASE_S)
+            self._full = len(claimed) == room
+            for job in claimed:
                 if job.id not in self.tasks:  # its lease ran out under us: it goes on
                     self._start(job)
 
     def _start(self, job: Claimed) -> None:
         def done(task: asyncio.Task[None]) -> None:
             del self.tasks[job.id]
-            self._wake.set()  # there is room for another
+            if self._full:  # there is room for another; else the next signal tells of one
+                self._wake.set()
             if not task.cancelled() and (error := task.exception()):
                 # its lease runs out and the job runs again, here or elsewhere
                 log.warning("job interrupted", exc_info=error, extra={"fields": {"job": job.id}})

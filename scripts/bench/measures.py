@@ -17,7 +17,7 @@ from jobs import lua
 from jobs.contract import MAIN_IMAGE, Request
 from jobs.process import background
 from jobs.sealing import Capability, Payload, PublicKey
-from jobs.store import Store, image_key, job_key, queue_key
+from jobs.store import STARTED_CHANNEL, Store, image_key, job_key, queue_key
 from scripts.bench.bench import Bench, sleeper
 from scripts.bench.load import Cases, Figures, load, mayfly, percentile
 from scripts.bench.processes import group
@@ -104,15 +104,15 @@ async def start(bench: Bench) -> Cases:
     store = Store.open(its.settings)
     latencies = []
     try:
-        async with await store.changes() as changes:
-            await changes.get_message(timeout=5)  # that it is subscribed
+        async with store.redis.pubsub() as starts:
+            await starts.subscribe(STARTED_CHANNEL)
+            await starts.get_message(timeout=5)  # that it is subscribed
             for _ in range(_STARTS):
                 begin = time.perf_counter()
                 await _submit(store, its.key, bench.pictures[0])
-                await changes.get_message(ignore_subscribe_messages=True, timeout=5)
+                await starts.get_message(ignore_subscribe_messages=True, timeout=5)
                 latencies.append((time.perf_counter() - begin) * 1e3)
-                while await changes.get_message(timeout=0.005):
-                    pass  # that it is done
+                await asyncio.sleep(0.005)  # until it is done
     finally:
         await store.close()
     return {

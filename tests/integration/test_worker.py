@@ -1,6 +1,7 @@
 """A worker on a real queue: what it does when things break."""
 
 import asyncio
+import dataclasses
 import time
 from typing import Any
 
@@ -58,6 +59,19 @@ async def test_polling_alone_finds_the_jobs_too(
         queue.listen = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
         await store.redis.client_kill_filter(_type="pubsub")
         assert await _result(store, await _submit(store, key))
+
+
+async def test_a_full_worker_goes_on_with_what_it_had_no_room_for(
+    store: Store, key: PrivateKey, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a job is then what makes it look again: the jobs' signals came when it was full,
+    and polling is switched off here."""
+    monkeypatch.setattr("worker.queue.POLL_S", 3600.0)
+    jobs = [await _submit(store, key) for _ in range(5)]
+    two = dataclasses.replace(settings, max_in_flight=2)
+    async with running_worker(store, key, Echo(), two):
+        for job in jobs:
+            assert await _result(store, job)
 
 
 async def test_stock_arq_can_serve_the_queue(
