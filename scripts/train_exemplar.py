@@ -33,7 +33,9 @@ from worker.models.views import COARSER, OWN, RATIO
 
 LEVELS = (1.0, 1 / RATIO)  # of the picture; the smaller one for what is larger than the prompt
 _LARGER = 1.26  # times the prompt: from there on the smaller level
-_PROPOSED = (26, 10)
+_PROPOSED = (56, 24)  # candidates on each level
+_HARDEST = 36  # of them are learned from: those that the head of the moment takes for finds
+_ALONE = 0.25  # of the prompts are of things that have no like
 _AGAIN = 44  # candidates that are moved and judged a second time
 _MOMENTUM = 0.997  # of the running mean of the weights, which is what is kept
 
@@ -45,7 +47,7 @@ def main() -> None:
         command = commands.add_parser(name)
         command.add_argument("--data", type=Path, required=True, help="folder of the sources")
     command.add_argument("--out", type=Path, required=True, help="folder for weights and plot")
-    command.add_argument("--minutes", type=float, default=40.0)
+    command.add_argument("--minutes", type=float, default=40.0, help="CPU time of each process")
     command.add_argument("--processes", type=int, default=2)
     command.add_argument("--rate", type=float, default=1.6e-3, help="highest learning rate")
     command.add_argument("--start", type=Path, help="weights of a head to begin with")
@@ -88,9 +90,10 @@ def _train(rank: int, options: argparse.Namespace, port: int) -> None:
         else:
             _standardise(head.embedder, painter, backbone)
         mean.load_state_dict(head.state_dict())
-    begin = saved = time.monotonic() - spent * 60
+    begin = time.process_time() - spent * 60
+    saved = time.monotonic()
     while True:
-        spent = (time.monotonic() - begin) / 60
+        spent = (time.process_time() - begin) / 60
         clock = torch.tensor(spent)
         dist.broadcast(clock, 0)  # all stop after the same step
         if clock >= options.minutes:
@@ -153,10 +156,11 @@ def _prompts(boxes: Tensor, classes: Tensor, generator: torch.Generator) -> list
     sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
     fitting = [n for n in range(len(boxes)) if 38 <= sizes[n] <= 100]
     several = [n for n in fitting if (classes == classes[n]).sum() > 1]
+    single = [n for n in fitting if (classes == classes[n]).sum() == 1]
     chosen = []
     for _ in range(2):
-        alone = torch.rand((), generator=generator) < 0.15
-        pool = fitting if alone or not several else several
+        alone = torch.rand((), generator=generator) < _ALONE
+        pool = (single or several) if alone else (several or single)
         if pool:
             chosen.append(pool[int(torch.randint(len(pool), (), generator=generator))])
     return chosen or [int(sizes.argmax())]
@@ -176,16 +180,20 @@ def _compare(
     size = shown[0, 2:] - shown[0, :2]
     remembered = Prompt.of(thing, float(size[0] / size[1]))
     same = boxes[classes == classes[prompt]]
+    limit = _LARGER * size.prod().sqrt()
+    proposed = _proposals(maps, thing, size)
+    with torch.no_grad():
+        _, verdicts, _ = _judge(comparator, maps, remembered, proposed, same, limit)
+    hardest = verdicts.topk(min(_HARDEST, len(proposed))).indices
     tried = torch.cat(
         [
             shown,
-            _around(boxes[classes == classes[prompt]], 8, generator),
-            _around(boxes[classes != classes[prompt]], 3, generator),
-            _anywhere(size, 6, generator),
-            _proposals(maps, thing, size),
+            _around(boxes[classes == classes[prompt]], 6, generator),
+            _around(boxes[classes != classes[prompt]], 2, generator),
+            _anywhere(size, 4, generator),
+            proposed[hardest],
         ]
     )
-    limit = _LARGER * size.prod().sqrt()
     first, logits, deltas = _judge(comparator, maps, remembered, tried, same, limit)
     worst = logits.detach().topk(min(_AGAIN, len(tried))).indices
     moved = move(tried[worst], deltas[worst].detach())

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from jobs.contract import Box
+from scripts.exemplar.drawings import HEIGHT, WIDTH
 from scripts.exemplar.pictures import Query
 from scripts.exemplar.quality import calibration_error, count_error, f1, score_query
-from scripts.exemplar.scenes import HEIGHT, WIDTH, Painter
+from scripts.exemplar.scenes import Painter
 from scripts.exemplar.sources import Bank, is_held_out, photographs
 from worker.models import head
 
