@@ -290,3 +290,22 @@ def framed(picture: Image.Image, frame: str, ink: tuple[int, ...], ground: bool)
     inner.thumbnail((66, 66))
     whole.alpha_composite(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
     return whole
+
+
+def badged(picture: Image.Image, badge: Image.Image, corner: int, share: float) -> Image.Image:
+    """A drawing with a small other one in a corner, as icons of a set have: add, done, blocked.
+
+    Args:
+        corner: 0 to 3, the last one at the bottom right.
+        share: of the sides that the badge takes.
+    """
+    side = 120
+    whole = picture.resize((side, side), Image.Resampling.BILINEAR)
+    small = badge.copy()
+    small.thumbnail((round(side * share), round(side * share)))
+    x = (side - small.width) * (corner % 2)
+    y = (side - small.height) * (corner // 2)
+    clear = (x - 6, y - 6, x + small.width + 5, y + small.height + 5)
+    ImageDraw.Draw(whole).rectangle(clear, (0, 0, 0, 0))
+    whole.alpha_composite(small, (x, y))
+    return whole

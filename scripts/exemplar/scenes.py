@@ -21,6 +21,7 @@ from scripts.exemplar.drawings import (
     WIDTH,
     Draw,
     backed,
+    badged,
     cut,
     draw_symbol,
     framed,
@@ -207,7 +208,7 @@ class Painter:
         group = self._set(rng, _ICONS)
         ink = tuple(int(c) for c in rng.integers(0, 256, 3)) if group in _FLAT else None
         warp = rng.random() < 0.2
-        frame = _frame(rng)
+        frame = self._frame(rng, group, ink)
         classes: list[Draw] = []
         places: list[int] = []
         for _ in range(number):
@@ -215,7 +216,7 @@ class Painter:
             places.append(place)
             concept = self._bank.concepts[place]
             akin = [p for p in self._groups[group] if self._bank.concepts[p] == concept]
-            if frame:
+            if frame and rng.random() < 0.75:
                 classes.append(same(rng, frame(self._picture(place, ink)), warp))
             elif len(akin) > 1 and rng.random() < 0.5:  # all skin tones, one class
                 pictures = [self._picture(p, ink) for p in akin[:6]]
@@ -248,7 +249,7 @@ class Painter:
                 classes.append(same(rng, backed(picture, opaque), warp))
             return classes
         group = self._set(rng, _DRAWINGS)
-        frame = _frame(rng) if kind == "icons" else None
+        frame = self._frame(rng, group, ink) if kind == "icons" else None
         if kind == "letters":
             group = self._fonts[rng.integers(len(self._fonts))]
             number = int(rng.integers(3, 10))
@@ -269,13 +270,31 @@ class Painter:
                     if self._bank.concepts[p] == concept
                 ]
             pictures = [backed(self._picture(p, colour), opaque) for p in alike]
-            if frame:
+            if frame and rng.random() < 0.75:
                 pictures = [frame(picture) for picture in pictures]
             if len(pictures) > 1:
                 classes.append(lambda ps=pictures: ps[rng.integers(len(ps))])  # type: ignore[misc]
             else:
                 classes.append(same(rng, pictures[0], warp))
         return classes
+
+    def _frame(
+        self, rng: np.random.Generator, group: str, ink: tuple[int, ...] | None
+    ) -> Callable[[Image.Image], Image.Image] | None:
+        """What gives most drawings of a scene one frame, or makes them badges of one drawing; None
+        in most scenes."""
+        kind = rng.random()
+        if kind < 0.08:
+            frame = str(rng.choice(["ring", "box", "plate"]))
+            colour, ground = tuple(int(c) for c in rng.integers(0, 200, 3)), rng.random() < 0.6
+            return lambda picture: framed(picture, frame, ink or colour, bool(ground))
+        if kind < 0.22:
+            members = self._groups[group]
+            base = self._picture(members[rng.integers(len(members))], ink)
+            corner = 3 if rng.random() < 0.7 else int(rng.integers(4))
+            share = rng.uniform(0.35, 0.55)
+            return lambda picture: badged(base, picture, corner, share)
+        return None
 
     def _set(self, rng: np.random.Generator, shares: dict[str, float]) -> str:
         names = [name for name in shares if name in self._groups]
@@ -325,15 +344,6 @@ class Painter:
             if texture.std() > 20:
                 break
         return texture
-
-
-def _frame(rng: np.random.Generator) -> Callable[[Image.Image], Image.Image] | None:
-    """What puts all drawings of a scene into one frame; None in most scenes."""
-    if rng.random() > 0.12:
-        return None
-    kind = str(rng.choice(["ring", "box", "plate"]))
-    ink, ground = tuple(int(c) for c in rng.integers(0, 200, 3)), bool(rng.random() < 0.6)
-    return lambda picture: framed(picture, kind, ink, ground)
 
 
 def _order(rng: np.random.Generator, classes: int, most: int) -> list[int]:
