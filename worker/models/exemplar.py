@@ -48,13 +48,13 @@ _PROMISING = 0.4  # share of the best proposals' score from which others are loo
 _SECOND_ROUND = 1.5  # candidates for it, for each find that the first round expects
 _MOVED_IOU = 0.75  # from which two candidates are one after the first round
 _TELLING, _SAME = 3, 0.4  # finds that say how alike things are here; IoU that makes two one
-_ALIKE, _KINDNESS, _KINDEST, _UNLIKE, _ONSET = 4.0, 1.0, 3.0, 0.0, 3.0  # see `kindness`
+_ALIKE, _KINDNESS, _KINDEST, _UNLIKE, _ONSET = 4.7, 0.9, 2.4, -0.5, 2.7  # see `kindness`
 _RIVALRY = 4.0  # how fast a find is lost that is more like something else
-_SUPPORTS, _SURE, _HOPELESS = 3, 1.0, -3.5  # of query expansion
-_CUT, _SHARPNESS = 2.4, 2.5  # logit that becomes .5 if nothing else is known; one more's worth
-_PARTING, _REACH = 0.7, 1.0  # sigma and half width of where finds may part, round what is expected
+_SUPPORTS, _SURE, _HOPELESS = 3, 0.5, -3.5  # of query expansion
+_CUT, _SHARPNESS = 2.0, 2.0  # logit that becomes .5 if nothing else is known; one more's worth
+_PARTING, _REACH = 1.4, 2.4  # sigma and half width of where finds may part, round what is expected
 _TOLD, _LOOSER, _STRICTEST = 0.3, 0.3, 2.8  # how far the least alike examples tell where that is
-_STRICTER: dict[Match, float] = {"strict": 0.4, "normal": 0.0, "kind": -0.8}
+_STRICTER: dict[Match, float] = {"strict": 0.6, "normal": 0.0, "kind": -0.8}
 _ACROSS_LABELS = 0.6  # IoU from which two labels claim one object
 
 
@@ -142,7 +142,7 @@ class Exemplar:
 
     info = ModelInfo(
         name="exemplar",
-        version="3",
+        version="4",
         labels=[],
         tasks=["detect", "embed"],
         prompts=["box", "point", "embedding"],

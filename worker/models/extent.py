@@ -22,8 +22,9 @@ _ASPECTS = (0.5, 0.7, 1.0, 1.4, 2.0)
 _OFFSETS = (-0.3, -0.15, 0.0, 0.15, 0.3)  # of the box's middle from the point, in shares of a side
 _MARGIN = 0.3  # of the ring that is held against the inside, in shares of a side
 _FINER = 2  # times finer than the cells, for the sums
-_STANDS_OUT = 1.0  # weight of being unlike the picture's background, against being like the spot
+_STANDS_OUT = 0.7  # weight of being unlike the picture's background, against being like the spot
 _RING = 2.0  # weight of the surroundings
+_LARGE = 0.03  # what a scale coarser costs: the smallest of several fits is meant
 
 
 def around(point: tuple[float, float], image: Tensor) -> Steps[Box]:
@@ -57,7 +58,7 @@ def around(point: tuple[float, float], image: Tensor) -> Steps[Box]:
         _fit(coarse, view.inward(at)[0, :2], whitening)
         for view, coarse in zip(views, maps, strict=True)
     ]
-    best = max(range(len(fits)), key=lambda n: fits[n][0])
+    best = max(range(len(fits)), key=lambda n: fits[n][0] - _LARGE * n)
     x0, y0, x1, y1 = views[best].outward(fits[best][1][None])[0].tolist()
     return x0, y0, x1, y1
 
