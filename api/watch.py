@@ -10,7 +10,15 @@ from redis.asyncio.client import PubSub
 
 from jobs.contract import ModelInfo
 from jobs.sealing import PublicKey
-from jobs.store import CHANGED_CHANNEL, STARTED_CHANNEL, STORE_ERRORS, Fleet, JobState, Store
+from jobs.store import (
+    CHANGED_CHANNEL,
+    STARTED_CHANNEL,
+    STORE_ERRORS,
+    Fleet,
+    JobState,
+    Store,
+    messages,
+)
 
 FALLBACK_S = 1.0  # a lost signal costs a waiting client this much
 _REMEMBER_S = 60.0  # a model whose workers restart is still known for this long
@@ -42,9 +50,11 @@ class Changes:
         self._signals = signals
         try:
             await self._tune()
-            async for message in signals.listen():
+            async for message in messages(signals):
                 if message["type"] == "message":
                     self._wake((message["channel"].decode(), message["data"].decode()))
+                elif message["type"] == "subscribe":  # there may have been signals before
+                    self._wake_all()
         finally:
             self._signals = None
 
@@ -107,6 +117,9 @@ class Changes:
     def close(self) -> None:
         """Let everybody who waits go: the process is about to stop."""
         self._closing = True
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for key in list(self._waiting):
             self._wake(key)
 

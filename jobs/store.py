@@ -23,7 +23,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from ssl import TLSVersion
 from typing import Any, Literal, NamedTuple, cast
 
@@ -57,6 +57,8 @@ TASK_NAME = "annotate"
 _JOB_MARGIN_S = 60
 _WORKER_TTL_MS = 3_000
 _WITHIN_S = 3.0
+_SILENCE_S = 5.0  # of a subscription, until the server is asked whether it is there
+_ANSWER_S = 2.0
 USAGE_TTL_S = 7 * 86_400
 
 STORE_ERRORS = (RedisError, OSError)  # what every method may raise when Redis does not answer
@@ -517,6 +519,25 @@ class Store:
         pubsub = self.redis.pubsub()
         await pubsub.subscribe(wake_channel(model))
         return pubsub
+
+
+async def messages(subscription: PubSub) -> AsyncIterator[dict[str, Any]]:
+    """What a subscription brings, its own beginning included, until the connection is lost.
+
+    The client library takes silence for a loss after its timeout, and then signals are missed until
+    it is back; here the server is asked first.
+
+    Raises:
+        RedisError: the server is gone, or does not answer.
+    """
+    while True:
+        message = await subscription.get_message(timeout=_SILENCE_S)
+        if message is None:
+            await subscription.ping()
+            message = await subscription.get_message(timeout=_ANSWER_S)
+        if message is None:
+            raise RedisTimeoutError("the server of a subscription does not answer")
+        yield message
 
 
 def _band(bulk: bool) -> str:

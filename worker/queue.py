@@ -24,6 +24,7 @@ from jobs.store import (
     Store,
     connection_pool,
     deserialize,
+    messages,
     queue_key,
     serialize,
 )
@@ -123,7 +124,7 @@ class QueueWorker(Worker):
         while True:
             with contextlib.suppress(*STORE_ERRORS):
                 async with await self._store.wake_ups(self._model) as signals:
-                    async for _ in signals.listen():
+                    async for _ in messages(signals):
                         self._wake.set()
             await asyncio.sleep(POLL_S)  # polling goes on meanwhile
 

@@ -4,13 +4,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 import redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.watch import Changes, wait
 from jobs.process import background
 from jobs.sealing import Capability
-from jobs.store import STARTED_CHANNEL, Store
+from jobs.store import STARTED_CHANNEL, Store, messages
 
 MODEL = "exemplar"
 _PATIENCE_S = 10.0
@@ -55,6 +57,7 @@ async def test_starts_are_listened_to_only_while_somebody_follows(
         async with changes.following("one"), changes.following("other"):
             await _until_listeners(valkey, 1)
         await _until_listeners(valkey, 0)
+        changed.clear()
         await store.claim(MODEL, 1, 5)
         assert not await wait(changed, 0.1), "who waits for the end was woken by a start"
 
@@ -74,6 +77,34 @@ async def test_a_lost_connection_is_made_anew_with_what_was_listened_to(
         assert await wait(changed, _PATIENCE_S)
 
 
+async def test_silence_does_not_end_the_subscription(
+    valkey: "redis.Redis", changes: Changes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client library's timeout is 2 s; only the server's answers are heard for longer."""
+    monkeypatch.setattr("jobs.store._SILENCE_S", 0.5)
+    async with changes.following("nothing"):
+        await _until_listeners(valkey, 1)
+        (before,) = valkey.client_list(_type="pubsub")  # type: ignore[misc]
+        await asyncio.sleep(2.5)
+        (after,) = valkey.client_list(_type="pubsub")  # type: ignore[misc]
+    assert after["id"] == before["id"]
+
+
+async def test_a_server_that_falls_silent_is_noticed(
+    store: Store, valkey: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.store._SILENCE_S", 0.1)
+    monkeypatch.setattr("jobs.store._ANSWER_S", 0.3)
+    async with await store.changes() as signals:
+        heard = messages(signals)
+        assert (await anext(heard))["type"] == "subscribe"
+        assert (await anext(heard))["type"] == "pong"
+        valkey.client_pause(1500, all=True)
+        with pytest.raises(RedisTimeoutError):
+            await anext(heard)
+    valkey.ping()  # answered when the pause is over
+
+
 async def test_a_follower_that_comes_while_the_connection_is_away_is_told_too(
     store: Store, valkey: "redis.Redis"
 ) -> None:
@@ -82,3 +113,14 @@ async def test_a_follower_that_comes_while_the_connection_is_away_is_told_too(
         await _until_listeners(valkey, 1)
         await store.claim(MODEL, 1, 5)
         assert await wait(changed, _PATIENCE_S)
+
+
+async def test_who_waits_looks_again_when_the_connection_is_back(
+    store: Store, valkey: "redis.Redis"
+) -> None:
+    """The job may have ended meanwhile, and its signal is not sent again."""
+    changes, job_id = Changes(store), await _submit(store)
+    with changes.watching(job_id) as changed:
+        await store.finish(job_id, b"result")
+        async with background(changes.serve()):
+            assert await wait(changed, _PATIENCE_S)
