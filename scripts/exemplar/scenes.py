@@ -37,7 +37,7 @@ from scripts.exemplar.drawings import (
 )
 from scripts.exemplar.sources import Bank, Rgb
 
-_MOST_OBJECTS = {"scattered": 17, "packed": 24, "grid": 28}
+_MOST = {"scattered": (17, 5), "packed": (24, 8), "grid": (28, 8)}  # objects, and of one class
 _FLAT = ("lucide", "font-awesome", "ph", "mdi", "game-icons", "healthicons")
 _ICONS = {  # how often an icon scene takes its objects from a set
     **{"fluent-3d": 0.15, "fluent-flat": 0.14, "clip-art": 0.2, "noto": 0.16, "emojione": 0.08},
@@ -101,11 +101,14 @@ class Painter:
         room = _Room(rng, layout, base)
         if layout == "grid" and rng.random() < 0.6:
             room.draw_lines(canvas, ink)
-        look = _Look(turn, coloured=rng.random() < 0.5, coarse=rng.uniform(0.25, 0.6), enlarged=0.0)
-        if rng.random() < 0.12:
-            look = look._replace(enlarged=0.8)
+        look = _Look(
+            turn,
+            coloured=rng.random() < 0.5,
+            coarse=rng.uniform(0.25, 0.6),
+            enlarged=0.8 if rng.random() < 0.12 else 0.0,
+        )
         labels: list[int] = []
-        for n in _order(rng, len(classes), _MOST_OBJECTS[layout]):
+        for n in _order(rng, len(classes), *_MOST[layout]):
             size = base * spread ** rng.uniform(-1, 1)
             piece = _vary(rng, classes[n](), size, look)
             place = room.take(piece) if piece else None
@@ -287,7 +290,7 @@ class Painter:
         if kind < 0.08:
             frame = str(rng.choice(["ring", "box", "plate"]))
             colour, ground = tuple(int(c) for c in rng.integers(0, 200, 3)), rng.random() < 0.6
-            return lambda picture: framed(picture, frame, ink or colour, bool(ground))
+            return lambda picture: framed(picture, frame, ink or colour, ground)
         if kind < 0.22:
             members = self._groups[group]
             base = self._picture(members[rng.integers(len(members))], ink)
@@ -346,11 +349,11 @@ class Painter:
         return texture
 
 
-def _order(rng: np.random.Generator, classes: int, most: int) -> list[int]:
+def _order(rng: np.random.Generator, classes: int, most: int, most_alike: int) -> list[int]:
     """Which class each object is of: one or two of most classes, several of one to three."""
     counts = rng.integers(1, 3, classes)
     for n in rng.permutation(classes)[: rng.integers(1, 4)]:
-        counts[n] = rng.integers(3, 6 if most < 20 else 9)
+        counts[n] = rng.integers(3, most_alike + 1)
     order = np.repeat(np.arange(classes), counts)
     return [int(n) for n in rng.permutation(order)[:most]]
 

@@ -345,6 +345,7 @@ def test_selections_are_kept_on_consent_and_forgotten_at_a_click(page: Page) -> 
         page.select_option("#format", "csv", force=True)
     page.reload()
     page.wait_for_selector("#withdraw:visible")
+    page.wait_for_selector("#format option", state="attached")
     assert page.input_value("#format") == "csv"
     page.click("#withdraw")
     page.wait_for_selector("#agree:visible")
