@@ -142,7 +142,7 @@ def _step(
     if len(boxes) < 3:
         return None
     with torch.no_grad():
-        stages = [backbone(_level(scene, scale)) for scale in LEVELS]
+        stages = [backbone(level(scene, scale)) for scale in LEVELS]
     maps = [head.embedder(*stage) for stage in stages]
     losses = [
         _compare(head.comparator, maps, boxes, classes, prompt, generator)
@@ -263,7 +263,8 @@ def _anywhere(size: Tensor, number: int, generator: torch.Generator) -> Tensor:
     return torch.cat([middle - half, middle + half], 1)
 
 
-def _level(scene: Scene, scale: float) -> Tensor:
+def level(scene: Scene, scale: float) -> Tensor:
+    """A scene's pixels at some scale: (1, 3, H, W) uint8, the sides rounded to multiples of 16."""
     pixels = torch.from_numpy(scene.pixels).permute(2, 0, 1)[None]
     if scale == 1:
         return pixels
@@ -276,7 +277,7 @@ def _standardise(embedder: Embedder, painter: Painter, backbone: nn.Module) -> N
     maps: list[list[Tensor]] = [[], [], []]
     with torch.no_grad():
         for seed in range(60):
-            for kept, x in zip(maps, backbone(_level(painter.scene(seed), 1.0)), strict=True):
+            for kept, x in zip(maps, backbone(level(painter.scene(seed), 1.0)), strict=True):
                 kept.append(x.flatten(2)[0, :, ::7])
         for n, kept in enumerate(maps):
             cells = torch.cat(kept, 1)

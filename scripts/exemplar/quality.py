@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from jobs.contract import Box, BoxPrompt, Match, Request
+from jobs.contract import Box, BoxPrompt, Match, PointPrompt, Prompt, Request
 from scripts.exemplar.pictures import Gallery, Query
 from scripts.exemplar.sources import Bank
 from worker.models import efficientnet_lite, head
@@ -52,17 +52,31 @@ class Scored:
 
 
 class Learned:
-    """`exemplar` as the service runs it, called in this process."""
+    """`exemplar` as the service runs it, called in this process.
+
+    Attributes:
+        pointed: show the middles of the boxes, not the boxes.
+        seconds: that each query took.
+    """
 
     def __init__(
-        self, device: str = "cpu", match: Match = "normal", weights: Path = head.WEIGHTS
+        self,
+        device: str = "cpu",
+        match: Match = "normal",
+        weights: Path = head.WEIGHTS,
+        pointed: bool = False,
     ) -> None:
         self.model = Exemplar(torch.device(device), weights)
         self.match = match
+        self.pointed = pointed
         self.seconds: list[float] = []
 
     def __call__(self, query: Query, shown: list[Box], against: list[Box]) -> Found:
-        prompts = [BoxPrompt(box=box) for box in shown]
+        prompts: list[Prompt] = [BoxPrompt(box=box) for box in shown]
+        if self.pointed:
+            prompts = [
+                PointPrompt(point=((x0 + x1) / 2, (y0 + y1) / 2)) for x0, y0, x1, y1 in shown
+            ]
         prompts += [BoxPrompt(box=box, negative=True) for box in against]
         request = Request(prompts=tuple(prompts), min_score=0.05, match=self.match)
         begin = time.perf_counter()
@@ -148,16 +162,20 @@ def measure(
     queries: Iterable[Query],
     *,
     shown: int = 1,
+    aside: int = 0,
     negative: bool = False,
     sloppy: float = 0.0,
     threshold: float = 0.5,
 ) -> list[Scored]:
-    """Ask each query with its first `shown` prompts, moved by `sloppy` of their sides."""
+    """Ask each query with its first `shown` prompts, moved by `sloppy` of their sides.
+
+    These, and `aside` further ones, count neither as found nor as missed.
+    """
     scored = []
     for number, query in enumerate(queries):
         rng = np.random.default_rng(number)
-        prompted = [query.truth[n] for n in query.prompts[:shown]]
-        given = [_moved(box, sloppy, rng, query.pixels.shape) for box in prompted]
+        prompted = [query.truth[n] for n in query.prompts[: shown + aside]]
+        given = [_moved(box, sloppy, rng, query.pixels.shape) for box in prompted[:shown]]
         against = [query.look_alike] if negative and query.look_alike else []
         found = [
             (score, box)
@@ -167,6 +185,12 @@ def measure(
         truth = [box for box in query.truth if box not in prompted]
         scored.append(score_query(query, found, truth, threshold))
     return scored
+
+
+def extents(pointed: Learned, queries: Iterable[Query]) -> list[float]:
+    """IoU of the box that a point in the middle of the first prompt is taken for."""
+    shown = [(query, query.truth[query.prompts[0]]) for query in queries]
+    return [iou(max(pointed(query, [box], []))[1], box) for query, box in shown]
 
 
 def score_query(query: Query, found: Found, truth: list[Box], threshold: float) -> Scored:
@@ -298,13 +322,18 @@ def run(options: argparse.Namespace) -> int:
     drawn = [query for query in queries if not query.real]
     alike = [query for query in drawn if query.look_alike]
     lone = measure(learned, gallery.lone(options.pictures))
+    pointed = Learned(options.device, weights=weights, pointed=True)
+    meant = extents(pointed, queries)
     more = {
         "count error, all rows": mean(count_error(scored) for scored in ours.values()),
         "calibration error": calibration_error(everything),
         "false finds, lone object": mean(s.false for s in lone),
-        "F1, one example": f1([s for s in everything if not s.query.real]),
+        "F1, drawn rows": f1([s for s in everything if not s.query.real]),
         "F1, boxes off by 10 %": f1(measure(learned, drawn, sloppy=0.1)),
         "F1, three examples": f1(measure(learned, drawn, shown=3)),
+        "F1, one example, the same other objects": f1(measure(learned, drawn, aside=2)),
+        "F1, a point for an example": f1(measure(pointed, drawn)),
+        "extent of a point: IoU of .5 or more": mean(each >= 0.5 for each in meant),
         "F1, with a look-alike there": f1([s for s in everything if s.query.look_alike]),
         "F1, the look-alike marked": f1(measure(learned, alike, negative=True)),
         "seconds a query, median": seconds[len(seconds) // 2],

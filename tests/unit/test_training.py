@@ -15,7 +15,8 @@ from scripts.exemplar.pictures import Query
 from scripts.exemplar.quality import calibration_error, count_error, f1, score_query
 from scripts.exemplar.scenes import Painter
 from scripts.exemplar.sources import Bank, is_held_out, photographs
-from worker.models import head
+from worker.models import extent, head
+from worker.models.head import Maps
 
 GROUPS = (
     "fluent-3d",
@@ -97,6 +98,21 @@ def test_training_runs_and_goes_on_where_it_stopped(data: Path, tmp_path: Path) 
     )
     assert changed.any()
     assert sum(p.numel() for p in trained.parameters()) < 500_000
+
+
+def test_the_extent_of_a_point_is_learned(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "extent.pt"
+    command = [sys.executable, "-m", "scripts.train_extent", "--data", str(data)]
+    subprocess.run([*command, "--out", str(out), "--minutes", "0.05"], check=True)
+    trained, shipped = extent.load(out), extent.load()
+    maps = Maps(torch.rand(1, 48, 32, 32), torch.rand(1, 16, 64, 64))
+    points = torch.tensor([[128.0, 128.0], [3.0, 250.0]])
+    for network in (trained, shipped):
+        fits, boxes = network(maps, points)
+        assert fits.shape == (2,)
+        assert (boxes[:, :2] < points).all()
+        assert (boxes[:, 2:] > points).all()
+    assert (trained(maps, points)[1] != shipped(maps, points)[1]).any()
 
 
 def test_the_benchmark_counts_as_coco_does() -> None:

@@ -29,10 +29,9 @@ from jobs.contract import (
 )
 from jobs.problems import unprocessable
 from worker.engine import Run, Tuner
-from worker.models import efficientnet_lite, head
+from worker.models import efficientnet_lite, extent, head
 from worker.models.base import Embedding, Finds, Pixels
 from worker.models.embedding import Remembered, pack, unpack
-from worker.models.extent import around
 from worker.models.head import Maps, Thing, look, move
 from worker.models.lockstep import Steps, by_shape, together
 from worker.models.outline import outline
@@ -159,6 +158,7 @@ class Exemplar:
         self.run: Run = self.backbone
         self.head, self.head_id = head.load(weights)
         self.head.to(device)
+        self.extent = extent.load().to(device)
 
     def tune(self, tuner: Tuner) -> None:
         """Run the backbone on the fastest engine."""
@@ -284,7 +284,8 @@ class Exemplar:
                 if isinstance(prompt, BoxPrompt):
                     box = clip(prompt.box, width, height)
                 else:
-                    box = clip((yield from around(prompt.point, image)), width, height)
+                    meant = yield from extent.around(prompt.point, image, self.extent)
+                    box = clip(meant, width, height)
                 examples.append(Example(prompt.label, prompt.negative, prompt.image, box))
         return examples
 

@@ -1,38 +1,91 @@
-"""From a point to a box: how far the thing under it seems to reach.
+"""From a point to a box: how far the thing under it reaches.
 
-What is inside the box should be like the spot under the point, and unlike the picture's background,
-which whitening brings near zero; the ring just outside should be neither.
+A small network looks at windows round the point, each twice as wide as the one before. Of each it
+says which box it would draw there and how well that would fit; the best fit is taken. Trained by
+``scripts/train_extent.py`` on the maps of the head that it stands beside.
 """
 
 import math
+from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the customary name
+from torch import Tensor, nn
 
 from jobs.contract import Box
+from worker.models.head import COARSE_CHANNELS, FINE_CHANNELS, Maps, read
 from worker.models.lockstep import Steps
-from worker.models.regions import CENTRE, STRIDE, Whitening
+from worker.models.regions import STRIDE
 from worker.models.views import View, render
 
-_WINDOW = 256  # pixels of the view round the point, at each scale
-_FIRST, _RATIO = 2.0, 2.0  # view pixels per image pixel at the finest scale, and between scales
-_SIDES = (26.0, 34.0, 45.0, 60.0, 80.0, 105.0)  # of boxes, in pixels of the view
-_ASPECTS = (0.5, 0.7, 1.0, 1.4, 2.0)
-_OFFSETS = (-0.3, -0.15, 0.0, 0.15, 0.3)  # of the box's middle from the point, in shares of a side
-_MARGIN = 0.3  # of the ring that is held against the inside, in shares of a side
-_FINER = 2  # times finer than the cells, for the sums
-_STANDS_OUT = 0.7  # weight of being unlike the picture's background, against being like the spot
-_RING = 2.0  # weight of the surroundings
-_LARGE = 0.03  # what a scale coarser costs: the smallest of several fits is meant
+WEIGHTS = Path(__file__).with_name("exemplar_extent.pt")
+
+FIRST, RATIO = 2.0, 2.0  # view pixels per image pixel in the narrowest window, and between windows
+CELLS = 23  # of 8 pixels along each side of what the network sees; an odd number
+_WINDOW = 256  # pixels of the view round the point
+_USUAL, _SMALLEST, _LARGEST = 24.0, 3.0, 110.0  # pixels of the view from the point to a side
 
 
-def around(point: tuple[float, float], image: Tensor) -> Steps[Box]:
-    """The box whose inside is most like the spot under the point, and whose surroundings least.
+class Extent(nn.Module):
+    """Which box is meant by a point, on one view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Conv2d(FINE_CHANNELS, 24, 3, stride=2)
+        self.body = nn.Sequential(
+            nn.Conv2d(COARSE_CHANNELS + 24 + 2, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 36, 128),
+            nn.ReLU(),
+            nn.Linear(128, 5),
+        )
+
+    def forward(self, maps: Maps, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw a box round each of (N, 2) points, in pixels of the view.
+
+        Returns:
+            (N,) logits of the box's IoU with the object; (N, 4) boxes, each holds its point.
+        """
+        half = CELLS * STRIDE / 2
+        seen = read(maps, torch.cat([points - half, points + half], 1), CELLS, 2 * CELLS + 1)
+        coarse = seen.coarse.transpose(1, 2).reshape(len(points), -1, CELLS, CELLS)
+        fine = seen.fine.transpose(1, 2).reshape(len(points), -1, 2 * CELLS + 1, 2 * CELLS + 1)
+        middle = coarse[:, :, CELLS // 2, CELLS // 2, None, None]
+        like = (coarse * middle).sum(1, keepdim=True)
+        x = torch.cat([5 * coarse, self.fine(fine).relu(), like, self._inside(maps, points)], 1)
+        out = self.body(x)
+        reach = (_USUAL * out[:, 1:].exp()).clamp(_SMALLEST, _LARGEST)
+        return out[:, 0], torch.cat([points - reach[:, :2], points + reach[:, 2:]], 1)
+
+    def _inside(self, maps: Maps, points: Tensor) -> Tensor:
+        """(N, 1, cells, cells): 1 where the view is, 0 beyond its edges."""
+        size = torch.tensor(maps.coarse.shape[:1:-1], device=points.device) * STRIDE
+        steps = (torch.arange(CELLS, device=points.device) - CELLS // 2) * STRIDE
+        at = points[:, :, None] + steps
+        within = ((at >= 0) & (at < size[:, None])).float()
+        return (within[:, 1, :, None] * within[:, 0, None, :])[:, None]
+
+
+def load(path: Path = WEIGHTS) -> Extent:
+    """The trained network on the CPU."""
+    network = Extent()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.eval().requires_grad_(False)
+
+
+def around(point: tuple[float, float], image: Tensor, network: Extent) -> Steps[Box]:
+    """The box that fits best round a point, of those that the network draws on each view.
 
     Args:
         point: x, y in pixels of the image.
         image: (3, H, W) uint8.
+        network: on the image's device.
 
     Returns:
         A box that holds the point; it may reach a little outside the image.
@@ -40,7 +93,7 @@ def around(point: tuple[float, float], image: Tensor) -> Steps[Box]:
     height, width = image.shape[1:]
     x, y = (min(max(at, 0.0), side - 1.0) for at, side in zip(point, (width, height), strict=True))
     views: list[View] = []
-    scale, window = _FIRST, (0, 0, 0, 0)
+    scale, window = FIRST, (0, 0, 0, 0)
     while window != (0, 0, width, height):
         half = _WINDOW / scale / 2
         window = (
@@ -50,62 +103,12 @@ def around(point: tuple[float, float], image: Tensor) -> Steps[Box]:
             min(height, math.ceil(y + half)),
         )
         views.append(render(image, window, scale))
-        scale /= _RATIO
-    maps = [each.coarse for each in (yield views)]
-    whitening = Whitening.fit(maps)
+        scale /= RATIO
     at = torch.tensor([[x, y, x, y]], dtype=torch.float32, device=image.device)
-    fits = [
-        _fit(coarse, view.inward(at)[0, :2], whitening)
-        for view, coarse in zip(views, maps, strict=True)
+    drawn = [
+        (network(maps, view.inward(at)[:, :2]), view)
+        for view, maps in zip(views, (yield views), strict=True)
     ]
-    best = max(range(len(fits)), key=lambda n: fits[n][0] - _LARGE * n)
-    x0, y0, x1, y1 = views[best].outward(fits[best][1][None])[0].tolist()
+    (_, boxes), view = max(drawn, key=lambda each: float(each[0][0]))
+    x0, y0, x1, y1 = view.outward(boxes)[0].tolist()
     return x0, y0, x1, y1
-
-
-def _fit(coarse: Tensor, point: Tensor, whitening: Whitening) -> tuple[float, Tensor]:
-    """The best box round a point of a view, both in its pixels, and how well it fits."""
-    raw = (coarse[0].flatten(1).T - whitening.mean) @ whitening.root.T
-    height, width = coarse.shape[2:]
-    strength = raw.norm(dim=1)
-    unlike = (
-        (strength / strength.median().clamp(min=1e-6) - 1).clamp(-1, 2).view(1, 1, height, width)
-    )
-    unit = F.normalize(raw, dim=1).T.reshape(1, -1, height, width)
-    spot = (point - CENTRE) / STRIDE
-    span = torch.tensor([width - 1, height - 1], device=spot.device).clamp(min=1)
-    seed = F.grid_sample(unit, (2 * spot / span - 1).view(1, 1, 1, 2), align_corners=True)
-    like = (unit * F.normalize(seed, dim=1)).sum(1, keepdim=True) + _STANDS_OUT * unlike
-    like = F.interpolate(like, scale_factor=_FINER, mode="bilinear")[0, 0]
-    sums = F.pad(like.cumsum(0).cumsum(1), (1, 0, 1, 0))
-    boxes = _boxes(point)
-    margin = (boxes[:, 2:] - boxes[:, :2]) * _MARGIN
-    grown = torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], 1)
-    inside, area = _sum(sums, boxes)
-    outside, all_ = _sum(sums, grown)
-    ring = (outside - inside) / (all_ - area).clamp(min=1)
-    score = inside / area.clamp(min=1) - _RING * ring
-    best = int(score.argmax())
-    return float(score[best]), boxes[best]
-
-
-def _sum(sums: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over boxes by the summed-area table (Crow, 1984), and the number of cells in each."""
-    step = STRIDE / _FINER
-    at = ((boxes - (CENTRE - STRIDE / 2)) / step).round().long()
-    x0, x1 = (at[:, n].clamp(0, sums.shape[1] - 1) for n in (0, 2))
-    y0, y1 = (at[:, n].clamp(0, sums.shape[0] - 1) for n in (1, 3))
-    return sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0], (
-        (x1 - x0) * (y1 - y0)
-    ).float()
-
-
-def _boxes(point: Tensor) -> Tensor:
-    """All boxes that are tried, (N, 4) in pixels of the view."""
-    sides, aspects, offsets = (
-        torch.tensor(v, device=point.device) for v in (_SIDES, _ASPECTS, _OFFSETS)
-    )
-    side, aspect, dx, dy = torch.meshgrid(sides, aspects.sqrt(), offsets, offsets, indexing="ij")
-    w, h = (side * aspect).flatten(), (side / aspect).flatten()
-    x, y = point[0] + dx.flatten() * w, point[1] + dy.flatten() * h
-    return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 1)

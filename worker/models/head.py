@@ -92,16 +92,22 @@ class Embedder(nn.Module):
 
 def look(maps: Maps, boxes: Tensor) -> Thing:
     """Read what is inside and round (N, 4) boxes, in pixels of the view."""
+    middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * GROWN
+    return read(maps, torch.cat([middle - half, middle + half], 1), COARSE, FINE)
+
+
+def read(maps: Maps, boxes: Tensor, coarse: int, fine: int) -> Thing:
+    """Sample both maps on grids of so many cells along each side of (N, 4) boxes."""
     return Thing(
-        _sample(maps.coarse, boxes, COARSE, STRIDE, CENTRE),
-        _sample(maps.fine, boxes, FINE, _FINE_STRIDE, _FINE_CENTRE),
+        _sample(maps.coarse, boxes, coarse, STRIDE, CENTRE),
+        _sample(maps.fine, boxes, fine, _FINE_STRIDE, _FINE_CENTRE),
     )
 
 
 def _sample(x: Tensor, boxes: Tensor, cells: int, stride: int, centre: float) -> Tensor:
-    """Bilinear samples on a grid over each grown box: (N, cells * cells, C)."""
+    """Bilinear samples on a grid over each box: (N, cells * cells, C)."""
     at = (torch.arange(cells, device=boxes.device) + 0.5) / cells - 0.5
-    middle, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * GROWN
+    middle, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     xs = middle[:, :1] + at * sides[:, :1]
     ys = middle[:, 1:] + at * sides[:, 1:]
     height, width = x.shape[2:]
@@ -111,8 +117,8 @@ def _sample(x: Tensor, boxes: Tensor, cells: int, stride: int, centre: float) ->
     grid = torch.stack(
         [u[:, None, :].expand(-1, cells, -1), v[:, :, None].expand(-1, -1, cells)], -1
     ).reshape(1, -1, cells * cells, 2)
-    read = F.grid_sample(x, grid, padding_mode="border", align_corners=True)
-    return read[0].permute(1, 2, 0)
+    found = F.grid_sample(x, grid, padding_mode="border", align_corners=True)
+    return found[0].permute(1, 2, 0)
 
 
 @dataclass(frozen=True)
@@ -150,13 +156,13 @@ def _turn(cells: Tensor, side: int, aspect: float) -> Tensor:
     for angle in _ANGLES:
         cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         grids.append(torch.stack([cos * u - sin * v / aspect, sin * u * aspect + cos * v], -1))
-    read = F.grid_sample(
+    turned = F.grid_sample(
         x.expand(len(_ANGLES), -1, -1, -1),
         torch.stack(grids),
         padding_mode="border",
         align_corners=True,
     )
-    return read.flatten(2).transpose(1, 2)
+    return turned.flatten(2).transpose(1, 2)
 
 
 class Comparator(nn.Module):

@@ -1,0 +1,125 @@
+"""Train what guesses the extent of a point, on the scenes that the head of `exemplar` learns from.
+
+    python -m scripts.train_extent --data DIR --out FILE --minutes 15
+
+`--data` is what `python -m scripts.train_exemplar fetch` made. The head's embedder stays as it is.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the customary name
+
+from scripts.exemplar.scenes import Painter, Scene
+from scripts.exemplar.sources import Bank, photographs
+from scripts.train_exemplar import level
+from worker.models import efficientnet_lite, head
+from worker.models.extent import FIRST, RATIO, Extent
+
+_POINTS = 10  # of a scene
+_SMALLEST, _LARGEST = 26.0, 120.0  # root of the area of what a view is to get right, in its pixels
+_SHRUNK = 0.3  # of a scene, at most: small things are blurred where they are enlarged
+_MOMENTUM = 0.997
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="train_extent", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the sources")
+    parser.add_argument("--out", type=Path, required=True, help="file for the weights")
+    parser.add_argument("--head", type=Path, default=head.WEIGHTS, help="whose embedder to use")
+    parser.add_argument("--minutes", type=float, default=15.0, help="CPU time")
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    painter = Painter(Bank(options.data), photographs(options.data, held_out=False))
+    backbone, embedder = efficientnet_lite.load(), head.load(options.head)[0].embedder
+    network, mean = Extent(), Extent()
+    mean.load_state_dict(network.state_dict())
+    optimiser = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=1e-4)
+    step, begin, recent = 0, time.process_time(), []
+    while (share := (time.process_time() - begin) / 60 / options.minutes) < 1:
+        for group in optimiser.param_groups:
+            warm = min(1.0, (step + 1) / 60)
+            group["lr"] = options.rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+        number = options.seed * 10_000_000 + step
+        scene, generator = painter.scene(number), torch.Generator().manual_seed(number)
+        step += 1
+        if len(scene.boxes) == 0:
+            continue
+        lost = _step(network, backbone, embedder, scene, generator)
+        optimiser.zero_grad()
+        lost[:2].sum().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+        optimiser.step()
+        momentum = min(_MOMENTUM, step / (step + 20))
+        with torch.no_grad():
+            for kept, fresh in zip(mean.parameters(), network.parameters(), strict=True):
+                kept.lerp_(fresh, 1 - momentum)
+        recent.append(lost.tolist())
+        if step % 50 == 0:
+            fit, box, taken = torch.tensor(recent[-50:]).mean(0).tolist()
+            losses = f"losses {fit:.3f} {box:.3f}  IoU {taken:.3f}"
+            print(f"step {step}  {share:4.0%}  {losses}", flush=True)
+    torch.save(mean.state_dict(), options.out)
+
+
+def _step(
+    network: Extent,
+    backbone: nn.Module,
+    embedder: nn.Module,
+    scene: Scene,
+    generator: torch.Generator,
+) -> Tensor:
+    """Losses of fit and box, and the IoU of the boxes that would be taken: (3,)."""
+    shrunk = math.exp(math.log(_SHRUNK) * float(torch.rand((), generator=generator)))
+    boxes = torch.from_numpy(scene.boxes)
+    boxes = boxes[torch.randperm(len(boxes), generator=generator)[:_POINTS]]
+    shift = torch.rand(len(boxes), 2, 2, generator=generator).sum(2) / 4 - 0.25  # mostly near 0
+    points = (boxes[:, :2] + boxes[:, 2:]) / 2 + shift * (boxes[:, 2:] - boxes[:, :2])
+    logits, overlaps, losses = [], [], []
+    for scale in (FIRST * shrunk, FIRST * shrunk / RATIO, FIRST * shrunk / RATIO**2):
+        with torch.no_grad():
+            maps = embedder(*backbone(level(_small(scene, shrunk), scale / shrunk)))
+        size = torch.tensor([maps.coarse.shape[3], maps.coarse.shape[2]]) * 8
+        zoom = size / torch.tensor([scene.pixels.shape[1], scene.pixels.shape[0]])
+        wanted = boxes * zoom.repeat(2)
+        fit, drawn = network(maps, points * zoom)
+        overlap = _iou(drawn, wanted)
+        sizes = (wanted[:, 2:] - wanted[:, :2]).prod(1).sqrt()
+        logits.append(fit)
+        overlaps.append(overlap)
+        losses.append((1 - overlap)[(sizes >= _SMALLEST) & (sizes <= _LARGEST)])
+    fits, reached = torch.stack(logits), torch.stack(overlaps).detach()
+    taken = reached.gather(0, fits.argmax(0, keepdim=True))
+    box = torch.cat(losses)
+    return torch.stack(
+        [
+            F.binary_cross_entropy_with_logits(fits, reached),
+            box.mean() if len(box) else 0 * fits.sum(),
+            taken.mean(),
+        ]
+    )
+
+
+def _small(scene: Scene, share: float) -> Scene:
+    """The scene with that share of its resolution."""
+    pixels = level(scene, share)[0].permute(1, 2, 0).contiguous().numpy()
+    return Scene(pixels, scene.boxes, scene.classes)
+
+
+def _iou(one: Tensor, other: Tensor) -> Tensor:
+    """Of each of (N, 4) boxes with its counterpart: (N,)."""
+    low, high = torch.maximum(one[:, :2], other[:, :2]), torch.minimum(one[:, 2:], other[:, 2:])
+    both = (high - low).clamp(min=0).prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (one, other)]
+    return both / (areas[0] + areas[1] - both)
+
+
+if __name__ == "__main__":
+    main()
