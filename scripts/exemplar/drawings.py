@@ -93,7 +93,7 @@ def individuals(rng: np.random.Generator) -> Draw:
             parts.append((-x, y, w, h, tone, alike))
     aspect = rng.uniform(0.7, 1.3)
     texture = rng.uniform(0, 25)
-    grounded = rng.random() < 0.3  # cut out with what is behind it, as a crop of a portrait is
+    grounded = rng.random() < 0.45  # cut out with what is behind it, as a crop of a portrait is
 
     def draw() -> Image.Image:
         width, height = 120, int(120 * aspect * math.exp(rng.normal(0, spread)))

@@ -141,7 +141,7 @@ class Exemplar:
 
     info = ModelInfo(
         name="exemplar",
-        version="4",
+        version="5",
         labels=[],
         tasks=["detect", "embed"],
         prompts=["box", "point", "embedding"],
@@ -250,7 +250,7 @@ class Exemplar:
             shown.append(Shown(one, thing, head.Prompt.of(thing, one.aspect), levels))
         for field in fields:
             field.whiten(whitening)
-        search = _Search(self.head.comparator, fields, whitening)
+        search = _Search(self.head, fields, whitening)
         found = [
             search.run(
                 [s for s in shown if s.example.label == label and not s.example.negative],
@@ -398,10 +398,8 @@ class _Places:
 class _Search:
     """Looks for one label's like on all fields of an image."""
 
-    def __init__(
-        self, comparator: head.Comparator, fields: list[Field], whitening: Whitening
-    ) -> None:
-        self._comparator = comparator
+    def __init__(self, judge: head.Head, fields: list[Field], whitening: Whitening) -> None:
+        self._head = judge
         self._fields = fields
         self._whitening = whitening
 
@@ -425,7 +423,7 @@ class _Search:
         boxes = self._outward(_Places(move(places.boxes, deltas), places.fields))
         decided = self._decide(shown, boxes, places, things, every)
         for one in against:
-            rival, _ = self._comparator(one.prompt, things)
+            rival, _ = self._head.compare(one.prompt, things)
             decided = torch.minimum(decided, _RIVALRY * (every.amax(0) - rival))
         return boxes, decided
 
@@ -467,7 +465,7 @@ class _Search:
         for n, one in enumerate(shown):
             mine = (by == n).nonzero()[:, 0]
             if len(mine):
-                parts.append(self._comparator(one.prompt, things[mine]))
+                parts.append(self._head.glance(one.prompt, things[mine]))
                 order.append(mine)
         back = torch.cat(order).argsort()
         return torch.cat([p[0] for p in parts])[back], torch.cat([p[1] for p in parts])[back]
@@ -495,7 +493,7 @@ class _Search:
 
     def _judge(self, shown: list[Shown], things: Thing) -> tuple[Tensor, Tensor]:
         """Logits of each example, (k, N), and the moves of the one that fits best, (N, 4)."""
-        judged = [self._comparator(one.prompt, things) for one in shown]
+        judged = [self._head.compare(one.prompt, things) for one in shown]
         logits = torch.stack([logit for logit, _ in judged])
         rows = torch.arange(logits.shape[1], device=logits.device)
         return logits, torch.stack([delta for _, delta in judged])[logits.argmax(0), rows]
@@ -506,7 +504,7 @@ class _Search:
             torch.cat([one.thing.coarse for one in shown]),
             torch.cat([one.thing.fine for one in shown]),
         )
-        alike = torch.stack([self._comparator(one.prompt, things)[0] for one in shown])
+        alike = torch.stack([self._head.compare(one.prompt, things)[0] for one in shown])
         return alike.fill_diagonal_(math.inf)
 
     def _decide(
@@ -535,7 +533,7 @@ class _Search:
             side = places.boxes[support, 2:] - places.boxes[support, :2]
             one_more = things[slice(support, support + 1)]
             prompt = head.Prompt.of(one_more, float(side[0] / side[1]))
-            vote, _ = self._comparator(prompt, seen)
+            vote, _ = self._head.compare(prompt, seen)
             votes.append(torch.where(hopeful == support, logits[hopeful], vote))
             kin.append(speaks[best[support]][best[hopeful]])
         # Each speaks as far as its example and that of the candidate are alike.

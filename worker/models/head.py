@@ -2,9 +2,9 @@
 
 `Embedder` turns the frozen backbone's maps into two small ones. A thing is what `look` reads of
 them inside and just round its box; that, as 8-bit numbers, is also the portable embedding of a
-prompt. `Comparator` says of a remembered thing and of candidates whether they are of one class,
-and how the candidates' boxes should move. Trained by ``scripts/train_exemplar.py``; its model card
-stands in docs/exemplar.md.
+prompt. Each `Comparator` says of a remembered thing and of candidates whether they are of one
+class, and how the candidates' boxes should move. Trained by ``scripts/train_exemplar.py``; its
+model card stands in docs/exemplar.md.
 """
 
 import hashlib
@@ -281,19 +281,34 @@ class Comparator(nn.Module):
 
 
 class Head(nn.Module):
-    """Both learned parts, as they are saved."""
+    """The learned parts, as they are saved: one embedder, and comparators that vote.
 
-    def __init__(self) -> None:
+    Args:
+        comparators: how many.
+    """
+
+    def __init__(self, comparators: int) -> None:
         super().__init__()
         self.embedder = Embedder()
-        self.comparator = Comparator()
+        self.comparators = nn.ModuleList(Comparator() for _ in range(comparators))
+
+    def glance(self, prompt: Prompt, candidates: Thing) -> tuple[Tensor, Tensor]:
+        """Compare by the first comparator alone: for choosing what to look at again."""
+        said: tuple[Tensor, Tensor] = self.comparators[0](prompt, candidates)
+        return said
+
+    def compare(self, prompt: Prompt, candidates: Thing) -> tuple[Tensor, Tensor]:
+        """The mean of what all comparators say: trained apart, they err apart."""
+        logits, moves = zip(*(each(prompt, candidates) for each in self.comparators), strict=True)
+        return torch.stack(logits).mean(0), torch.stack(moves).mean(0)
 
 
 def load(path: Path = WEIGHTS) -> tuple[Head, bytes]:
     """The trained head on the CPU, and its identity: the first 8 bytes of its file's SHA-256."""
     data = path.read_bytes()
-    head = Head()
-    head.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    head = Head(sum(name.endswith(".places") for name in weights))
+    head.load_state_dict(weights)
     return head.eval().requires_grad_(False), hashlib.sha256(data).digest()[:8]
 
 
