@@ -131,9 +131,7 @@ def _train(rank: int, options: argparse.Namespace, port: int) -> None:
         if clock >= options.minutes:
             break
         share = clock.item() / options.minutes
-        warm = min(1.0, (step + 1) / 60)
-        for group in optimiser.param_groups:
-            group["lr"] = options.rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+        set_rate(optimiser, options.rate, share, step)
         number = options.seed * 10_000_000 + step * options.processes + rank
         losses = _step(head, backbone, painter.scene(number), torch.Generator().manual_seed(number))
         optimiser.zero_grad()
@@ -143,10 +141,7 @@ def _train(rank: int, options: argparse.Namespace, port: int) -> None:
         nn.utils.clip_grad_norm_(learning, 2.0)
         optimiser.step()
         step += 1
-        momentum = min(_MOMENTUM, step / (step + 20))
-        with torch.no_grad():
-            for kept, fresh in zip(mean.parameters(), head.parameters(), strict=True):
-                kept.lerp_(fresh, 1 - momentum)
+        follow(mean, head, step)
         if rank == 0:
             if losses is not None:
                 history.append([spent, *losses.tolist()])
@@ -164,6 +159,21 @@ def _train(rank: int, options: argparse.Namespace, port: int) -> None:
         _save(options, head, mean, optimiser, step, spent, history)
         _plot(history, options.out / "losses.png")
     dist.destroy_process_group()
+
+
+def set_rate(optimiser: torch.optim.Optimizer, highest: float, share: float, step: int) -> None:
+    """A warm-up, then a cosine over the `share` of the time that has passed."""
+    warm = min(1.0, (step + 1) / 60)
+    for group in optimiser.param_groups:
+        group["lr"] = highest * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+
+
+def follow(mean: nn.Module, network: nn.Module, step: int) -> None:
+    """Keep the running mean of a network's weights."""
+    momentum = min(_MOMENTUM, step / (step + 20))
+    with torch.no_grad():
+        for kept, fresh in zip(mean.parameters(), network.parameters(), strict=True):
+            kept.lerp_(fresh, 1 - momentum)
 
 
 def _step(

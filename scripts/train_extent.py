@@ -16,14 +16,15 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from scripts.exemplar.scenes import Painter, Scene
 from scripts.exemplar.sources import Bank, photographs
-from scripts.train_exemplar import level
+from scripts.train_exemplar import follow, level, set_rate
 from worker.models import efficientnet_lite, head
 from worker.models.extent import FIRST, RATIO, Extent
+from worker.models.overlap import box_iou
+from worker.models.regions import STRIDE
 
 _POINTS = 10  # of a scene
 _SMALLEST, _LARGEST = 26.0, 120.0  # root of the area of what a view is to get right, in its pixels
 _SHRUNK = 0.3  # of a scene, at most: small things are blurred where they are enlarged
-_MOMENTUM = 0.997
 
 
 def main() -> None:
@@ -35,6 +36,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if not (options.data / "bank.json").is_file():
+        parser.error(f"{options.data} holds no bank: run `scripts.train_exemplar fetch` first")
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     painter = Painter(Bank(options.data), photographs(options.data, held_out=False))
@@ -44,9 +47,7 @@ def main() -> None:
     optimiser = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=1e-4)
     step, begin, recent = 0, time.process_time(), []
     while (share := (time.process_time() - begin) / 60 / options.minutes) < 1:
-        for group in optimiser.param_groups:
-            warm = min(1.0, (step + 1) / 60)
-            group["lr"] = options.rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+        set_rate(optimiser, options.rate, share, step)
         number = options.seed * 10_000_000 + step
         scene, generator = painter.scene(number), torch.Generator().manual_seed(number)
         step += 1
@@ -57,10 +58,7 @@ def main() -> None:
         lost[:2].sum().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
         optimiser.step()
-        momentum = min(_MOMENTUM, step / (step + 20))
-        with torch.no_grad():
-            for kept, fresh in zip(mean.parameters(), network.parameters(), strict=True):
-                kept.lerp_(fresh, 1 - momentum)
+        follow(mean, network, step)
         recent.append(lost.tolist())
         if step % 50 == 0:
             fit, box, taken = torch.tensor(recent[-50:]).mean(0).tolist()
@@ -82,15 +80,16 @@ def _step(
     boxes = boxes[torch.randperm(len(boxes), generator=generator)[:_POINTS]]
     shift = torch.rand(len(boxes), 2, 2, generator=generator).sum(2) / 4 - 0.25  # mostly near 0
     points = (boxes[:, :2] + boxes[:, 2:]) / 2 + shift * (boxes[:, 2:] - boxes[:, :2])
+    small = _small(scene, shrunk)
     logits, overlaps, losses = [], [], []
-    for scale in (FIRST * shrunk, FIRST * shrunk / RATIO, FIRST * shrunk / RATIO**2):
+    for scale in (FIRST, FIRST / RATIO, FIRST / RATIO**2):
         with torch.no_grad():
-            maps = embedder(*backbone(level(_small(scene, shrunk), scale / shrunk)))
-        size = torch.tensor([maps.coarse.shape[3], maps.coarse.shape[2]]) * 8
+            maps = embedder(*backbone(level(small, scale)))
+        size = torch.tensor([maps.coarse.shape[3], maps.coarse.shape[2]]) * STRIDE
         zoom = size / torch.tensor([scene.pixels.shape[1], scene.pixels.shape[0]])
         wanted = boxes * zoom.repeat(2)
         fit, drawn = network(maps, points * zoom)
-        overlap = _iou(drawn, wanted)
+        overlap = box_iou(drawn, wanted).diagonal()
         sizes = (wanted[:, 2:] - wanted[:, :2]).prod(1).sqrt()
         logits.append(fit)
         overlaps.append(overlap)
@@ -111,14 +110,6 @@ def _small(scene: Scene, share: float) -> Scene:
     """The scene with that share of its resolution."""
     pixels = level(scene, share)[0].permute(1, 2, 0).contiguous().numpy()
     return Scene(pixels, scene.boxes, scene.classes)
-
-
-def _iou(one: Tensor, other: Tensor) -> Tensor:
-    """Of each of (N, 4) boxes with its counterpart: (N,)."""
-    low, high = torch.maximum(one[:, :2], other[:, :2]), torch.minimum(one[:, 2:], other[:, 2:])
-    both = (high - low).clamp(min=0).prod(1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (one, other)]
-    return both / (areas[0] + areas[1] - both)
 
 
 if __name__ == "__main__":
