@@ -64,7 +64,10 @@ def main() -> None:
         Bank.build(options.data)
         return
     if options.command == "join":
-        torch.save(join([load(path)[0] for path in options.heads]).state_dict(), options.out)
+        try:
+            torch.save(join([load(path)[0] for path in options.heads]).state_dict(), options.out)
+        except ValueError as error:
+            parser.error(str(error))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.data / "bank.json").is_file():
@@ -184,7 +187,7 @@ def _step(
     if len(boxes) < 3:
         return None
     with torch.no_grad():
-        stages = [backbone(level(scene, scale)) for scale in LEVELS]
+        stages = [backbone(level(planes(scene), scale)) for scale in LEVELS]
     maps = [head.embedder(*stage) for stage in stages]
     losses = [
         _compare(head, maps, boxes, classes, prompt, generator)
@@ -305,9 +308,13 @@ def _anywhere(size: Tensor, number: int, generator: torch.Generator) -> Tensor:
     return torch.cat([middle - half, middle + half], 1)
 
 
-def level(scene: Scene, scale: float) -> Tensor:
-    """A scene's pixels at some scale: (1, 3, H, W) uint8, the sides rounded to multiples of 16."""
-    pixels = torch.from_numpy(scene.pixels).permute(2, 0, 1)[None]
+def planes(scene: Scene) -> Tensor:
+    """A scene's pixels as the backbone takes them: (1, 3, H, W) uint8."""
+    return torch.from_numpy(scene.pixels).permute(2, 0, 1)[None]
+
+
+def level(pixels: Tensor, scale: float) -> Tensor:
+    """(1, 3, H, W) uint8 pixels at some scale, the sides rounded to multiples of 16."""
     if scale == 1:
         return pixels
     size = [round(side * scale / 16) * 16 for side in pixels.shape[2:]]
@@ -319,7 +326,7 @@ def _standardise(embedder: Embedder, painter: Painter, backbone: nn.Module) -> N
     maps: list[list[Tensor]] = [[], [], []]
     with torch.no_grad():
         for seed in range(60):
-            for kept, x in zip(maps, backbone(level(painter.scene(seed), 1.0)), strict=True):
+            for kept, x in zip(maps, backbone(planes(painter.scene(seed))), strict=True):
                 kept.append(x.flatten(2)[0, :, ::7])
         for n, kept in enumerate(maps):
             cells = torch.cat(kept, 1)

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from scripts.exemplar.scenes import Painter, Scene
 from scripts.exemplar.sources import Bank, photographs
-from scripts.train_exemplar import follow, level, set_rate
+from scripts.train_exemplar import follow, level, planes, set_rate
 from worker.models import efficientnet_lite, head
 from worker.models.extent import FIRST, RATIO, Extent
 from worker.models.overlap import box_iou
@@ -80,13 +80,13 @@ def _step(
     boxes = boxes[torch.randperm(len(boxes), generator=generator)[:_POINTS]]
     shift = torch.rand(len(boxes), 2, 2, generator=generator).sum(2) / 4 - 0.25  # mostly near 0
     points = (boxes[:, :2] + boxes[:, 2:]) / 2 + shift * (boxes[:, 2:] - boxes[:, :2])
-    small = _small(scene, shrunk)
+    whole = planes(scene)
+    small = level(whole, shrunk)
     logits, overlaps, losses = [], [], []
     for scale in (FIRST, FIRST / RATIO, FIRST / RATIO**2):
         with torch.no_grad():
             maps = embedder(*backbone(level(small, scale)))
-        size = torch.tensor([maps.coarse.shape[3], maps.coarse.shape[2]]) * STRIDE
-        zoom = size / torch.tensor([scene.pixels.shape[1], scene.pixels.shape[0]])
+        zoom = torch.tensor([STRIDE * maps.coarse.shape[n] / whole.shape[n] for n in (3, 2)])
         wanted = boxes * zoom.repeat(2)
         fit, drawn = network(maps, points * zoom)
         overlap = box_iou(drawn, wanted).diagonal()
@@ -104,12 +104,6 @@ def _step(
             taken.mean(),
         ]
     )
-
-
-def _small(scene: Scene, share: float) -> Scene:
-    """The scene with that share of its resolution."""
-    pixels = level(scene, share)[0].permute(1, 2, 0).contiguous().numpy()
-    return Scene(pixels, scene.boxes, scene.classes)
 
 
 if __name__ == "__main__":

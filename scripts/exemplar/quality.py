@@ -188,9 +188,9 @@ def measure(
 
 
 def extents(pointed: Learned, queries: Iterable[Query]) -> list[float]:
-    """IoU of the box that a point in the middle of the first prompt is taken for."""
+    """IoU of the first find, which a point in the prompt's middle is taken for, with the prompt."""
     shown = [(query, query.truth[query.prompts[0]]) for query in queries]
-    return [iou(max(pointed(query, [box], []))[1], box) for query, box in shown]
+    return [iou(pointed(query, [box], [])[0][1], box) for query, box in shown]
 
 
 def score_query(query: Query, found: Found, truth: list[Box], threshold: float) -> Scored:

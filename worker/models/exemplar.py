@@ -2,8 +2,8 @@
 
 No labels and no training by the user: frozen features (`efficientnet_lite`), read through a small
 learned head (`head`), which compares an example with places that look promising (`proposals`) on
-views of the picture at the right scales (`views`). It finds visually similar objects, not the
-members of a class.
+views of the picture at the right scales (`views`). The box that a point means is drawn by `extent`.
+It finds visually similar objects, not the members of a class.
 """
 
 import math
