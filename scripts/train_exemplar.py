@@ -2,12 +2,10 @@
 
     python -m scripts.train_exemplar fetch  --data DIR      # sources, by npm and apt-get
     python -m scripts.train_exemplar train  --data DIR --out DIR --minutes 40 --processes 2
-    python -m scripts.train_exemplar join   --out FILE HEAD HEAD   # trained with one --embedder
 
 Scenes are drawn while training, each from its own seed, so nothing is seen twice and nothing is
 stored. `train` goes on where an earlier run with the same --out stopped. It writes ``head.pt``, the
-weights, ``state.pt`` to go on from, and a plot of the losses. `join` lets comparators vote that
-were trained apart on one embedder; ``worker/models/exemplar_head.pt`` is its work.
+weights, ``state.pt`` to go on from, and a plot of the losses.
 """
 
 import argparse
@@ -33,6 +31,7 @@ from worker.models.proposals import Template, propose
 from worker.models.regions import FeatureMap, Whitening
 from worker.models.views import COARSER, OWN, RATIO
 
+COMPARATORS = 2  # that vote; one more brought nothing
 LEVELS = (1.0, 1 / RATIO)  # of the picture; the smaller one for what is larger than the prompt
 _LARGER = 1.26  # times the prompt: from there on the smaller level
 _PROPOSED = (56, 24)  # candidates on each level
@@ -52,22 +51,12 @@ def main() -> None:
     command.add_argument("--minutes", type=float, default=40.0, help="CPU time of each process")
     command.add_argument("--processes", type=int, default=2)
     command.add_argument("--rate", type=float, default=1.6e-3, help="highest learning rate")
-    command.add_argument("--start", type=Path, help="weights to begin with: the first comparator's")
-    command.add_argument("--embedder", type=Path, help="weights of a head whose embedder to keep")
+    command.add_argument("--start", type=Path, help="weights to begin with")
     command.add_argument("--seed", type=int, default=1)
-    command = commands.add_parser("join")
-    command.add_argument("--out", type=Path, required=True, help="file for the weights")
-    command.add_argument("heads", type=Path, nargs="+")
     options = parser.parse_args()
     if options.command == "fetch":
         fetch(options.data)
         Bank.build(options.data)
-        return
-    if options.command == "join":
-        try:
-            torch.save(join([load(path)[0] for path in options.heads]).state_dict(), options.out)
-        except ValueError as error:
-            parser.error(str(error))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.data / "bank.json").is_file():
@@ -78,22 +67,6 @@ def main() -> None:
     spawn(_train, (options, port), options.processes)  # type: ignore[no-untyped-call]
 
 
-def join(heads: list[Head]) -> Head:
-    """A head in which the comparators of all vote.
-
-    Raises:
-        ValueError: their embedders differ, so they do not read the same maps.
-    """
-    first, *others = (head.embedder.state_dict() for head in heads)
-    if any(not torch.equal(x, other[name]) for other in others for name, x in first.items()):
-        raise ValueError("train them with one --embedder: what they compare must be the same")
-    comparators = [comparator for head in heads for comparator in head.comparators]
-    joined = Head(0)
-    joined.embedder = heads[0].embedder
-    joined.comparators.extend(comparators)
-    return joined
-
-
 def _train(rank: int, options: argparse.Namespace, port: int) -> None:
     """One of the processes: the same steps as the others, on scenes of its own."""
     torch.set_num_threads(1)
@@ -102,10 +75,8 @@ def _train(rank: int, options: argparse.Namespace, port: int) -> None:
     torch.manual_seed(options.seed)
     painter = Painter(Bank(options.data), photographs(options.data, held_out=False))
     backbone = efficientnet_lite.load()
-    head, mean = Head(1), Head(1)
-    if options.embedder:
-        head.embedder.requires_grad_(False)
-    learning = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    head, mean = Head(COMPARATORS), Head(COMPARATORS)
+    learning = list(head.parameters())
     optimiser = torch.optim.AdamW(learning, lr=options.rate, weight_decay=1e-4)
     state_file, step, spent = options.out / "state.pt", 0, 0.0
     history: list[list[float]] = []
@@ -117,13 +88,9 @@ def _train(rank: int, options: argparse.Namespace, port: int) -> None:
         step, spent, history = state["step"], state["spent"], state["history"]
     else:
         if options.start:
-            begun, _ = load(options.start)
-            head.embedder.load_state_dict(begun.embedder.state_dict())
-            head.comparators[0].load_state_dict(begun.comparators[0].state_dict())
-        elif not options.embedder:
+            head.load_state_dict(load(options.start)[0].state_dict())
+        else:
             _standardise(head.embedder, painter, backbone)
-        if options.embedder:
-            head.embedder.load_state_dict(load(options.embedder)[0].embedder.state_dict())
         mean.load_state_dict(head.state_dict())
     begin = time.process_time() - spent * 60
     saved = time.monotonic()
@@ -136,7 +103,8 @@ def _train(rank: int, options: argparse.Namespace, port: int) -> None:
         share = clock.item() / options.minutes
         set_rate(optimiser, options.rate, share, step)
         number = options.seed * 10_000_000 + step * options.processes + rank
-        losses = _step(head, backbone, painter.scene(number), torch.Generator().manual_seed(number))
+        generator = torch.Generator().manual_seed(number)
+        losses = _step(head, backbone, painter.scene(number), generator, number)
         optimiser.zero_grad()
         if losses is not None:
             losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -180,9 +148,13 @@ def follow(mean: nn.Module, network: nn.Module, step: int) -> None:
 
 
 def _step(
-    head: Head, backbone: nn.Module, scene: Scene, generator: torch.Generator
+    head: Head, backbone: nn.Module, scene: Scene, generator: torch.Generator, first: int
 ) -> Tensor | None:
-    """Losses (4,) of one scene: class and box in the first round, and in the second."""
+    """Losses (4,) of one scene: class and box in the first round, and in the second.
+
+    The comparators take the scene's prompts in turn, beginning with the `first`, so that each
+    learns from prompts of its own.
+    """
     boxes, classes = torch.from_numpy(scene.boxes), torch.from_numpy(scene.classes)
     if len(boxes) < 3:
         return None
@@ -190,8 +162,8 @@ def _step(
         stages = [backbone(level(planes(scene), scale)) for scale in LEVELS]
     maps = [head.embedder(*stage) for stage in stages]
     losses = [
-        _compare(head, maps, boxes, classes, prompt, generator)
-        for prompt in _prompts(boxes, classes, generator)
+        _compare(head.comparators[n % COMPARATORS], maps, boxes, classes, prompt, generator)
+        for n, prompt in enumerate(_prompts(boxes, classes, generator), first)
     ]
     return torch.stack(losses).mean(0)
 
@@ -212,7 +184,7 @@ def _prompts(boxes: Tensor, classes: Tensor, generator: torch.Generator) -> list
 
 
 def _compare(
-    head: Head,
+    comparator: nn.Module,
     maps: list[Maps],
     boxes: Tensor,
     classes: Tensor,
@@ -228,7 +200,7 @@ def _compare(
     limit = _LARGER * size.prod().sqrt()
     proposed = _proposals(maps, thing, size)
     with torch.no_grad():
-        _, verdicts, _ = _judge(head, maps, remembered, proposed, same, limit)
+        _, verdicts, _ = _judge(comparator, maps, remembered, proposed, same, limit)
     hardest = verdicts.topk(min(_HARDEST, len(proposed))).indices
     tried = torch.cat(
         [
@@ -239,15 +211,15 @@ def _compare(
             proposed[hardest],
         ]
     )
-    first, logits, deltas = _judge(head, maps, remembered, tried, same, limit)
+    first, logits, deltas = _judge(comparator, maps, remembered, tried, same, limit)
     worst = logits.detach().topk(min(_AGAIN, len(tried))).indices
     moved = move(tried[worst], deltas[worst].detach())
-    second, *_ = _judge(head, maps, remembered, moved, same, limit)
+    second, *_ = _judge(comparator, maps, remembered, moved, same, limit)
     return torch.cat([first, second])
 
 
 def _judge(
-    head: Head,
+    comparator: nn.Module,
     maps: list[Maps],
     remembered: Prompt,
     tried: Tensor,
@@ -261,7 +233,7 @@ def _judge(
     parts = [look(maps[0], tried[~large]), look(maps[1], tried[large] * LEVELS[1])]
     seen = Thing(torch.cat([p.coarse for p in parts]), torch.cat([p.fine for p in parts]))
     back = order.argsort()
-    logits, deltas = head.compare(remembered, seen[back])
+    logits, deltas = comparator(remembered, seen[back])
     overlap, nearest = box_iou(tried, same).max(1)
     wanted = ((overlap - 0.35) / 0.5).clamp(0, 1)
     error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")

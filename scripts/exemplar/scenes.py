@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from scripts.exemplar.drawings import (
     HEIGHT,
@@ -72,6 +72,9 @@ class Painter:
         bank: cut-outs.
         photographs: for backgrounds and for pieces of them as objects.
         held_out: take the cut-outs that training never sees, instead of those that it does.
+
+    Raises:
+        ValueError: the bank was made before all that scenes need was among its sources.
     """
 
     def __init__(self, bank: Bank, photographs: Sequence[Rgb], held_out: bool = False) -> None:
@@ -83,6 +86,11 @@ class Painter:
             for name, places in bank.groups.items()
             if name.startswith(prefix) == held_out
         }
+        self._garments: dict[str, list[int]] = {}
+        if "fashion" not in self._groups:
+            raise ValueError(f"{bank.folder} is of an earlier version: run `fetch` again")
+        for place in self._groups["fashion"]:
+            self._garments.setdefault(bank.concepts[place], []).append(place)
         self._fonts = [name for name in self._groups if "/" in name]
 
     def scene(self, seed: int) -> Scene:
@@ -173,6 +181,7 @@ class Painter:
 
     def _photo_classes(self, rng: np.random.Generator, number: int) -> list[Draw]:
         classes: list[Draw] = []
+        garments = rng.permutation(sorted(self._garments)).tolist()
         for _ in range(number):
             kind = rng.random()
             if kind < 0.42:
@@ -180,8 +189,10 @@ class Painter:
             elif kind < 0.54:  # crops of one texture
                 picture, shape = self._texture(rng), outline(rng)
                 classes.append(lambda p=picture, s=shape: cut(rng, p, s))  # type: ignore[misc]
-            elif kind < 0.72:
+            elif kind < 0.67:
                 classes.append(individuals(rng))
+            elif kind < 0.77 and garments:
+                classes.append(self._photographed(rng, self._garments[garments.pop()]))
             else:
                 group = "clip-art" if rng.random() < 0.5 else "fluent-3d"
                 classes.append(same(rng, self._one(rng, group), warp=rng.random() < 0.2))
@@ -204,8 +215,29 @@ class Painter:
             else:
                 group = "clip-art" if kind < 0.85 else self._set(rng, _DRAWINGS)
                 mask = self._one(rng, group).getchannel("A")
+            if rng.random() < 0.15:  # slim, as blades and tools are
+                share = rng.uniform(0.3, 0.6)
+                mask = mask.resize((mask.width, max(12, round(mask.height * share))))
             classes.append(same(rng, silhouette(mask, ink), warp=rng.random() < 0.2))
         return classes
+
+    def _photographed(self, rng: np.random.Generator, akin: Sequence[int]) -> Draw:
+        """Individuals of a kind of garment; in half of the scenes cropped with what is behind."""
+        grounded = rng.random() < 0.5
+        inverted = rng.random() < 0.3
+
+        def draw() -> Image.Image:
+            picture = self._picture(akin[int(rng.integers(len(akin)))], None)
+            if inverted:
+                alpha = picture.getchannel("A")
+                picture = ImageOps.invert(picture.convert("RGB"))
+                picture.putalpha(alpha)
+            if not grounded:
+                return picture
+            ground = Image.new("RGBA", picture.size, (*rng.integers(0, 256, 3).tolist(), 255))
+            return Image.alpha_composite(ground, picture)
+
+        return draw
 
     def _icon_classes(self, rng: np.random.Generator, number: int) -> list[Draw]:
         group = self._set(rng, _ICONS)

