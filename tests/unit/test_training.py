@@ -94,12 +94,15 @@ def test_training_runs_and_goes_on_where_it_stopped(data: Path, tmp_path: Path) 
     assert (tmp_path / "losses.png").is_file()
     trained, identity = load(tmp_path / "head.pt")
     assert len(identity) == 8
+    names = [name for name, _ in trained.named_parameters()]
     for verdict in ("comparators.0.decide.2.weight", "comparators.1.decide.2.weight"):
         assert (first["head"][verdict] != second["head"][verdict]).any()
+        learned = second["optimiser"]["state"][names.index(verdict)]
+        assert learned["exp_avg"].any()  # not by weight decay alone: it had prompts
     assert sum(p.numel() for p in trained.parameters()) < 1_000_000
 
 
-def test_comparators_learn_apart_and_vote_together() -> None:
+def test_two_comparators_vote() -> None:
     head, _ = load()
     seed = torch.Generator().manual_seed(0)
     seen = Thing(torch.randn(5, 81, 48, generator=seed), torch.randn(5, 196, 16, generator=seed))
