@@ -25,13 +25,12 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 from scripts.exemplar.scenes import Painter, Scene
 from scripts.exemplar.sources import Bank, fetch, photographs
 from worker.models import efficientnet_lite
-from worker.models.head import Embedder, Head, Maps, Prompt, Thing, load, look, move
+from worker.models.head import COMPARATORS, Embedder, Head, Maps, Prompt, Thing, load, look, move
 from worker.models.overlap import box_iou
 from worker.models.proposals import Template, propose
 from worker.models.regions import FeatureMap, Whitening
 from worker.models.views import COARSER, OWN, RATIO
 
-COMPARATORS = 2  # that vote; one more brought nothing
 LEVELS = (1.0, 1 / RATIO)  # of the picture; the smaller one for what is larger than the prompt
 _LARGER = 1.26  # times the prompt: from there on the smaller level
 _PROPOSED = (56, 24)  # candidates on each level
@@ -75,7 +74,7 @@ def _train(rank: int, options: argparse.Namespace, port: int) -> None:
     torch.manual_seed(options.seed)
     painter = Painter(Bank(options.data), photographs(options.data, held_out=False))
     backbone = efficientnet_lite.load()
-    head, mean = Head(COMPARATORS), Head(COMPARATORS)
+    head, mean = Head(), Head()
     learning = list(head.parameters())
     optimiser = torch.optim.AdamW(learning, lr=options.rate, weight_decay=1e-4)
     state_file, step, spent = options.out / "state.pt", 0, 0.0

@@ -28,7 +28,7 @@ Rgb = NDArray[np.uint8]  # (height, width, 3)
 
 LONGEST = 120  # of a cut-out's sides, in pixels
 _SLIMMEST = 3.5  # aspect ratio from which things are too thin to be pasted as objects
-_GARMENTS = {"0": "top", "2": "top", "4": "top", "6": "top"}  # of Fashion-MNIST, taken for one kind
+_TOPS = ("0", "2", "4", "6")  # classes of Fashion-MNIST that are taken for one kind
 _OF_A_KIND = 250  # individuals of each of its classes that are kept
 _SKIN_TONES = tuple(f"1f3f{digit}" for digit in "bcdef")
 _TONE_NAMES = re.compile("-(light|medium-light|medium|medium-dark|dark)-skin-tone")
@@ -311,7 +311,7 @@ def _garments(path: Path) -> Iterator[tuple[str, Image.Image]]:
         picture = Image.merge("RGB", [grey] * 3)
         seen = grey.point(lambda value: 255 * (value > 16))
         picture.putalpha(seen.filter(ImageFilter.MinFilter(5)))  # the edge is half black
-        yield _GARMENTS.get(path.stem, f"garment {path.stem}"), picture
+        yield "top" if path.stem in _TOPS else f"garment {path.stem}", picture
 
 
 def _open(path: Path, flat: bool) -> Image.Image:

@@ -26,6 +26,7 @@ COARSE, FINE = 9, 14  # cells along each side of what is remembered: stride 8 an
 INNER = 7 * 7  # of the coarse cells lie in the box
 GROWN = 9 / 7  # of the box: a ring of its surroundings is remembered, too
 COARSE_CHANNELS, FINE_CHANNELS = 48, 16
+COMPARATORS = 2  # that vote; one more brought nothing
 MAX_DELTA = 0.5
 
 _ANGLES = (-28.0, -14.0, 0.0, 14.0, 28.0)  # degrees at which a thing is held against another
@@ -281,16 +282,12 @@ class Comparator(nn.Module):
 
 
 class Head(nn.Module):
-    """The learned parts, as they are saved: one embedder, and comparators that vote.
+    """The learned parts, as they are saved: one embedder, and comparators that vote."""
 
-    Args:
-        comparators: how many.
-    """
-
-    def __init__(self, comparators: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.embedder = Embedder()
-        self.comparators = nn.ModuleList(Comparator() for _ in range(comparators))
+        self.comparators = nn.ModuleList(Comparator() for _ in range(COMPARATORS))
 
     def glance(self, prompt: Prompt, candidates: Thing) -> tuple[Tensor, Tensor]:
         """Compare by the first comparator alone: for choosing what to look at again."""
@@ -306,9 +303,8 @@ class Head(nn.Module):
 def load(path: Path = WEIGHTS) -> tuple[Head, bytes]:
     """The trained head on the CPU, and its identity: the first 8 bytes of its file's SHA-256."""
     data = path.read_bytes()
-    weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    head = Head(sum(name.endswith(".places") for name in weights))
-    head.load_state_dict(weights)
+    head = Head()
+    head.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     return head.eval().requires_grad_(False), hashlib.sha256(data).digest()[:8]
 
 
