@@ -190,7 +190,7 @@ def _compare(
     prompt: int,
     generator: torch.Generator,
 ) -> Tensor:
-    sloppy = 0.09 if torch.rand((), generator=generator) < 0.25 else 0.03
+    sloppy = 0.09 if torch.rand((), generator=generator) < 0.35 else 0.03
     shown = _jitter(boxes[prompt : prompt + 1], sloppy, generator)
     thing = look(maps[0], shown)
     size = shown[0, 2:] - shown[0, :2]

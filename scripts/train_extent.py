@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 from scripts.exemplar.scenes import Painter, Scene
 from scripts.exemplar.sources import Bank, photographs
 from scripts.train_exemplar import follow, level, planes, set_rate
-from worker.models import efficientnet_lite, head
+from worker.models import efficientnet_lite, extent, head
 from worker.models.extent import FIRST, RATIO, Extent
 from worker.models.overlap import box_iou
 from worker.models.regions import STRIDE
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the sources")
     parser.add_argument("--out", type=Path, required=True, help="file for the weights")
     parser.add_argument("--head", type=Path, default=head.WEIGHTS, help="whose embedder to use")
+    parser.add_argument("--start", type=Path, help="weights to begin with")
     parser.add_argument("--minutes", type=float, default=15.0, help="CPU time")
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=1)
@@ -43,6 +44,8 @@ def main() -> None:
     painter = Painter(Bank(options.data), photographs(options.data, held_out=False))
     backbone, embedder = efficientnet_lite.load(), head.load(options.head)[0].embedder
     network, mean = Extent(), Extent()
+    if options.start:
+        network.load_state_dict(extent.load(options.start).state_dict())
     mean.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=1e-4)
     step, begin, recent = 0, time.process_time(), []

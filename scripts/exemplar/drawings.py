@@ -4,7 +4,7 @@ A class is a `Draw`, which draws one individual after the other.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from scripts.exemplar.sources import Rgb
 
 WIDTH, HEIGHT = 512, 384  # of a scene
+_WRITTEN = "ABCDEFGHKLMNRST0123456789 .-"
 Draw = Callable[[], Image.Image]  # one individual of a class, RGBA
 
 
@@ -230,8 +231,32 @@ def plan(rng: np.random.Generator, pen: ImageDraw.ImageDraw, ink: tuple[int, ...
         elif kind < 0.82:
             pen.ellipse((x, y, x + w / 2, y + w / 2), outline=ink, width=width)
         else:
-            text = "".join(rng.choice(list("ABCDEFGHKLMNRST0123456789 .-"), rng.integers(2, 12)))
+            text = "".join(rng.choice(list(_WRITTEN), rng.integers(2, 12)))
             pen.text((x, y), text, ink, font_size=float(rng.uniform(8, 26)))
+
+
+def cross(
+    rng: np.random.Generator,
+    pen: ImageDraw.ImageDraw,
+    ink: tuple[int, ...],
+    boxes: Sequence[tuple[float, ...]],
+) -> None:
+    """Long lines through some of the objects, as walls, wires and measures run on a drawing."""
+    for _ in range(rng.integers(1, 6)):
+        x0, y0, x1, y1 = boxes[int(rng.integers(len(boxes)))]
+        x, y = rng.uniform(x0, x1), rng.uniform(y0, y1)
+        kind, width = rng.random(), int(rng.integers(1, 6))
+        near, far = rng.uniform(30, 400, 2)
+        if kind < 0.45:
+            pen.line((x - near, y, x + far, y), ink, width)
+        elif kind < 0.9:
+            pen.line((x, y - near, x, y + far), ink, width)
+        else:
+            slope = rng.uniform(-1, 1)
+            pen.line((x - near, y - slope * near, x + far, y + slope * far), ink, width)
+        if rng.random() < 0.15:
+            text = "".join(rng.choice(list(_WRITTEN), rng.integers(2, 8)))
+            pen.text((x, y), text, ink, font_size=float(rng.uniform(8, 18)))
 
 
 def turn_hue(rng: np.random.Generator, picture: Image.Image) -> Image.Image:

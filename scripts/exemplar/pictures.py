@@ -24,7 +24,8 @@ _DATA = Path(__file__).parents[2] / "tests" / "data"
 COINS, REAL = _DATA / "coins.json", _DATA / "real.json"
 
 # Pieces of photographs that are in no training picture: name, box, and whether it is an ellipse.
-_PIECES = (
+Piece = tuple[str, tuple[int, int, int, int], bool]
+_PIECES: tuple[Piece, ...] = (
     ("astronaut", (150, 10, 305, 190), True),  # head
     ("astronaut", (132, 345, 212, 425), True),  # badge
     ("astronaut", (360, 0, 462, 275), False),  # shuttle
@@ -97,6 +98,7 @@ class Gallery:
             "symbols on plans": self._plans,
             "glyphs": self._glyphs,
             "individuals of a kind": self._kinds,
+            "icons at any angle": self._turned,
         }
         for number, (row, draw) in enumerate(drawn.items()):
             for n in range(count):
@@ -136,19 +138,29 @@ class Gallery:
                     yield Query(picture["row"], pixels, truth, [n], real=True)
 
     def _photographs(self, row: str, rng: np.random.Generator, lone: bool = False) -> Query:
-        """Turned by up to 30°, .6 to 1.6 times as large, other light, blurred, JPEG quality 50."""
+        """Turned by up to 30°, .6 to 1.6 times as large, other light, blurred, JPEG quality 50.
+
+        What shows the object that is asked for is not among the others: the cat has eyes.
+        """
         canvas = _background(rng)
-        order = rng.permutation(len(self._pieces))[: rng.integers(4, 7)]
-        classes = [_still(self._pieces[n]) for n in order]
+        asked, *others = rng.permutation(len(self._pieces))[: rng.integers(4, 7)]
+        others = [n for n in others if not _shows(_PIECES[n], _PIECES[asked])]
+        classes = [_still(self._pieces[n]) for n in (asked, *others)]
         return _compose(row, rng, canvas, classes, lone, hard=True)
 
-    def _coloured(self, row: str, rng: np.random.Generator, lone: bool = False) -> Query:
+    def _coloured(
+        self, row: str, rng: np.random.Generator, lone: bool = False, turn: float = 15
+    ) -> Query:
         """Emoji among their neighbours in code order."""
         canvas = _background(rng) if rng.random() < 0.6 else _paper(rng)
         at = int(rng.integers(len(self._names) - 8))
         near = [at, at + 1, at + 2, *rng.integers(0, len(self._names), 3)]
         classes = [_still(self._picture(self._emoji[self._names[n]][0])) for n in near]
-        return _compose(row, rng, canvas, classes, lone)
+        return _compose(row, rng, canvas, classes, lone, turn=turn)
+
+    def _turned(self, row: str, rng: np.random.Generator) -> Query:
+        """The same at any angle."""
+        return self._coloured(row, rng, turn=180)
 
     def _outlined(self, row: str, rng: np.random.Generator, lone: bool = False) -> Query:
         """Line icons in one ink, their neighbours in the alphabet among them."""
@@ -285,6 +297,13 @@ def _individuals(rng: np.random.Generator, pictures: Sequence[Image.Image]) -> D
     """Another one of the pictures each time, until all were shown."""
     order = iter([*rng.permutation(len(pictures))] * 9)
     return lambda _: pictures[int(next(order))]
+
+
+def _shows(one: Piece, other: Piece) -> bool:
+    """Whether most of the other piece is in this one, too."""
+    (name, (left, top, right, bottom), _), (of, (x0, y0, x1, y1), _) = one, other
+    across, down = min(right, x1) - max(left, x0), min(bottom, y1) - max(top, y0)
+    return name == of and min(across, down) > 0 and across * down > (x1 - x0) * (y1 - y0) / 2
 
 
 def _piece(name: str, box: tuple[int, int, int, int], ellipse: bool) -> Image.Image:

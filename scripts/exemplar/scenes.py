@@ -22,6 +22,7 @@ from scripts.exemplar.drawings import (
     Draw,
     backed,
     badged,
+    cross,
     cut,
     draw_symbol,
     framed,
@@ -38,6 +39,7 @@ from scripts.exemplar.drawings import (
 from scripts.exemplar.sources import Bank, Rgb
 
 _MOST = {"scattered": (17, 5), "packed": (24, 8), "grid": (28, 8)}  # objects, and of one class
+_CROSSED = {"line": 0.5, "flat": 0.15, "photo": 0.06, "icon": 0.06}  # of scenes, by lines
 _FLAT = ("lucide", "font-awesome", "ph", "mdi", "game-icons", "healthicons")
 _ICONS = {  # how often an icon scene takes its objects from a set
     **{"fluent-3d": 0.15, "fluent-flat": 0.14, "clip-art": 0.2, "noto": 0.16, "emojione": 0.08},
@@ -96,7 +98,7 @@ class Painter:
     def scene(self, seed: int) -> Scene:
         """The scene of a seed: always the same one."""
         rng = np.random.default_rng(seed)
-        mode = rng.choice(["photo", "icon", "line", "flat"], p=[0.28, 0.32, 0.33, 0.07])
+        mode = rng.choice(["photo", "icon", "line", "flat"], p=[0.23, 0.3, 0.39, 0.08])
         canvas, ink = self._background(rng, mode)
         classes = self._classes(rng, mode, ink)
         base = rng.uniform(44, 76)
@@ -106,7 +108,7 @@ class Painter:
         layout = str(rng.choice(["scattered", "packed", "grid"], p=[0.7, 0.15, 0.15]))
         if layout == "grid":
             base, spread = rng.uniform(38, 60), 1.1
-        room = _Room(rng, layout, base)
+        room = _Room(rng, layout, base, heaped=mode == "flat" and rng.random() < 0.4)
         if layout == "grid" and rng.random() < 0.6:
             room.draw_lines(canvas, ink)
         look = _Look(
@@ -124,6 +126,8 @@ class Painter:
                 continue
             canvas.paste(piece, place, piece)
             labels.append(int(n))
+        if room.boxes and rng.random() < _CROSSED[mode]:
+            cross(rng, ImageDraw.Draw(canvas), ink, room.boxes)
         return Scene(
             _photograph(rng, canvas),
             np.array(room.boxes, np.float32).reshape(-1, 4),
@@ -265,7 +269,7 @@ class Painter:
     def _line_classes(
         self, rng: np.random.Generator, number: int, ink: tuple[int, ...]
     ) -> list[Draw]:
-        kind = rng.choice(["symbols", "letters", "icons"], p=[0.34, 0.3, 0.36])
+        kind = rng.choice(["symbols", "letters", "icons"], p=[0.38, 0.26, 0.36])
         opaque = tuple(int(255 - c) for c in ink) if rng.random() < 0.2 else None
         warp = rng.random() < 0.2
         many_inks = rng.random() < 0.25
@@ -276,11 +280,15 @@ class Painter:
         classes: list[Draw] = []
         if kind == "symbols":
             first = symbol(rng)
+            shape = str(rng.choice(["ring", "box", "plate"])) if rng.random() < 0.25 else None
             for n in range(number):
                 strokes = first if n == 0 else mutation(rng, first)
                 if n and rng.random() < 0.45:
                     strokes = symbol(rng)
-                picture = draw_symbol(strokes, pen())
+                colour = pen()
+                picture = draw_symbol(strokes, colour)
+                if shape and rng.random() < 0.75:
+                    picture = framed(picture, shape, colour, ground=False)
                 classes.append(same(rng, backed(picture, opaque), warp))
             return classes
         group = self._set(rng, _DRAWINGS)
@@ -443,11 +451,15 @@ class _Room:
     Args:
         layout: "scattered", "packed" (one beside the other, boxes touching) or "grid".
         size: about what an object's sides are.
+        heaped: whether objects may lie across one another.
     """
 
-    def __init__(self, rng: np.random.Generator, layout: str, size: float) -> None:
+    def __init__(
+        self, rng: np.random.Generator, layout: str, size: float, heaped: bool = False
+    ) -> None:
         self._rng = rng
         self._layout = layout
+        self._most = 0.4 if heaped else 0.2 if layout == "packed" else 0.08  # of the smaller box
         self._cell = size * rng.uniform(1.1, 1.7, 2)
         self._origin = rng.uniform(0, self._cell)
         columns, rows = ((WIDTH, HEIGHT) - self._origin) // self._cell
@@ -468,7 +480,6 @@ class _Room:
         width, height = piece.size
         if width >= WIDTH or height >= HEIGHT:
             return None
-        most = 0.2 if self._layout == "packed" else 0.08
         for attempt in range(25):
             x, y = self._suggest(width, height, attempt)
             if not (0 <= x < WIDTH - width and 0 <= y < HEIGHT - height):
@@ -477,7 +488,7 @@ class _Room:
                 across = min(x + width, x1) - max(x, x0)
                 down = min(y + height, y1) - max(y, y0)
                 least = min(width * height, (x1 - x0) * (y1 - y0))
-                if across > 0 and down > 0 and across * down > most * least:
+                if across > 0 and down > 0 and across * down > self._most * least:
                     break
             else:
                 self.boxes.append((x, y, x + width, y + height))

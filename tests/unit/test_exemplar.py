@@ -30,7 +30,7 @@ from worker.models.base import Embedding, Finds, Pixels
 from worker.models.exemplar import Exemplar, kindness, parting, suggest
 from worker.models.lockstep import together
 from worker.models.regions import CENTRE, STRIDE, FeatureMap, Whitening, grid
-from worker.models.views import Wanted, plan, tiles
+from worker.models.views import View, Wanted, plan, quarter, tiles
 
 COINS: list[Box] = [
     (x0, y0, x1, y1)
@@ -98,13 +98,20 @@ def hits(found: Sequence[Annotation], truth: Sequence[Box]) -> tuple[int, int]:
 
 def cup(hue: int = 0) -> Image.Image:
     """A cup of coffee cut out of its photograph, its hue turned by `hue` of 256."""
-    hsv = np.array(Image.fromarray(photo("coffee")[60:330, 150:420]).convert("HSV"))
-    hsv[..., 0] += np.uint8(hue)
-    return _round(Image.fromarray(hsv, "HSV").convert("RGB"))
+    return tinted(_round(Image.fromarray(photo("coffee")[60:330, 150:420])), hue)
 
 
 def face() -> Image.Image:
     return _round(Image.fromarray(photo("astronaut")[10:190, 175:275]))
+
+
+def tinted(picture: Image.Image, hue: int = 110) -> Image.Image:
+    """The same, its hue turned by `hue` of 256."""
+    hsv = np.array(picture.convert("RGB").convert("HSV"))
+    hsv[..., 0] += np.uint8(hue)
+    changed = Image.fromarray(hsv, "HSV").convert("RGB")
+    changed.putalpha(picture.getchannel("A"))
+    return changed
 
 
 def _round(picture: Image.Image) -> Image.Image:
@@ -301,6 +308,53 @@ def test_an_only_object_is_found_alone(model: Exemplar) -> None:
     paste(canvas, cup(), ((60, 60, 70, 0), (220, 200, 76, 0)))
     found = ask(model, np.array(canvas), Request(prompts=boxes(only)))
     assert [a.box for a in found] == [only]
+
+
+SIZES = ((15, 40, 120, 0), (160, 40, 80, 0), (265, 40, 54, 0), (344, 40, 36, 0))
+
+
+@pytest.mark.parametrize("shown", [0, 3])
+def test_finds_lead_to_what_is_smaller_and_larger_still(model: Exemplar, shown: int) -> None:
+    """What is 3.3 times the example's size, or a share of it, lies beyond what it looks for."""
+    canvas = meadow()
+    truth = paste(canvas, cup(), SIZES)
+    paste(canvas, face(), ((60, 260, 70, 0), (250, 250, 90, 0)))
+    found = ask(model, np.array(canvas), Request(prompts=boxes(truth[shown])))
+    assert hits(found, truth) == (len(truth), 0)
+
+
+TURNED = ((20, 20, 52, 0), (150, 30, 56, 95), (300, 20, 50, 178), (20, 250, 54, -85))
+
+
+def test_what_lies_turned_is_found(model: Exemplar) -> None:
+    canvas = Image.fromarray(photo("rocket")[:384, :512])
+    faces = paste(canvas, face(), TURNED)
+    paste(canvas, cup(), ((400, 40, 70, 0), (300, 260, 76, 0)))
+    found = ask(model, np.array(canvas), Request(prompts=boxes(faces[0])))
+    assert hits(found, faces) == (len(faces), 0)
+
+
+def test_a_negative_example_keeps_look_alikes_out_that_lie_turned(model: Exemplar) -> None:
+    canvas = Image.fromarray(photo("rocket")[:384, :512])
+    faces = paste(canvas, face(), TURNED)
+    others = paste(
+        canvas, tinted(face()), ((400, 30, 50, 0), (380, 140, 56, 90), (200, 280, 50, 0))
+    )
+    image = np.array(canvas)
+    without = ask(model, image, Request(prompts=boxes(faces[0])))
+    assert hits(without, others)[0]
+    marked = (*boxes(faces[0]), *boxes(others[0], negative=True))
+    assert hits(ask(model, image, Request(prompts=marked)), faces) == (len(faces), 0)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_box_turns_with_its_view(turns: int) -> None:
+    pixels = torch.arange(3 * 32 * 48, dtype=torch.int32).view(1, 3, 32, 48)
+    view = View(pixels, torch.zeros(4), torch.ones(4))
+    turned, box = quarter(view, torch.tensor([[5.0, 7.0, 40.0, 19.0]]), turns)
+    x0, y0, x1, y1 = (int(side) for side in box[0])
+    inside = torch.rot90(pixels[..., 7:19, 5:40], turns, (2, 3))
+    assert torch.equal(turned.pixels[..., y0:y1, x0:x1], inside)
 
 
 def test_several_examples_of_one_label_find_what_any_of_them_does(model: Exemplar) -> None:

@@ -7,6 +7,7 @@ It finds visually similar objects, not the members of a class.
 """
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,12 +39,15 @@ from worker.models.outline import outline
 from worker.models.overlap import box_iou, nms
 from worker.models.proposals import Template, propose
 from worker.models.regions import FeatureMap, Whitening, suppress
-from worker.models.views import EXAMPLE, View, Wanted, clip, cut, plan, tiles
+from worker.models.views import COARSER, EXAMPLE, OWN, View, Wanted, clip, cut, plan, quarter, tiles
 
 _BATCH = 8  # images, and views of one shape, that a GPU takes at a time; one keeps a CPU core busy
 _MOST_PROPOSED = 300  # of one example on one view
 _SURELY_PROPOSED = 40
 _PROMISING = 0.4  # share of the best proposals' score from which others are looked at, too
+_EDGE = 1.25  # times the smallest size tried, or a share of the largest: there may be more beyond
+_MOST_TURNED = 4  # examples of a label; more show the angles themselves
+_LESS, _DOUBT = 0.8, 1.2  # of a quarter turn's proposals, times; of its verdicts, logits
 _SECOND_ROUND = 1.5  # candidates for it, for each find that the first round expects
 _MOVED_IOU = 0.75  # from which two candidates are one after the first round
 _TELLING, _SAME = 3, 0.4  # finds that say how alike things are here; IoU that makes two one
@@ -107,6 +111,12 @@ class Example:
     def aspect(self) -> float:
         return (self.box[2] - self.box[0]) / (self.box[3] - self.box[1])
 
+    def turned(self, quarters: int) -> "Example":
+        """The same after so many quarter turns, on no image."""
+        sides = self.box[2] - self.box[0], self.box[3] - self.box[1]
+        width, height = sides[:: -1 if quarters % 2 else 1]
+        return Example(self.label, self.negative, None, (0, 0, width, height))
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -141,7 +151,7 @@ class Exemplar:
 
     info = ModelInfo(
         name="exemplar",
-        version="6",
+        version="7",
         labels=[],
         tasks=["detect", "embed"],
         prompts=["box", "point", "embedding"],
@@ -218,7 +228,7 @@ class Exemplar:
         images = {name: image.to(self.device) for name, image in item.images.items()}
         examples = yield from self._examples(item, images)
         if item.request.task == "embed":
-            things = yield from _cut_out(images, examples)
+            things = yield from _cut_out(images, [(one, 0) for one in examples])
             kept = [_remember(images, *each) for each in zip(examples, things, strict=True)]
             empty = torch.empty(0)
             return Candidates(empty.view(0, 4), empty, empty.long(), {}, pack(kept, self.head_id))
@@ -241,13 +251,28 @@ class Exemplar:
         ]
         maps = yield [view for _, view in views]
         fields = [Field(*view, each) for view, each in zip(views, maps, strict=True)]
-        away = [one for one in examples if not one.remembered and one.image != MAIN_IMAGE]
-        elsewhere = dict(zip(away, (yield from _cut_out(images, away)), strict=True))
+        akin = Counter((one.label, one.negative) for one in examples)
+        poses = [
+            (one, turns)
+            for one in examples
+            for turns in range(4)
+            if not one.remembered
+            and (
+                akin[one.label, one.negative] <= _MOST_TURNED if turns else one.image != MAIN_IMAGE
+            )
+        ]
+        read = dict(zip(poses, (yield from _cut_out(images, poses)), strict=True))
         whitening = Whitening.fit([field.maps.coarse for field in fields])
         shown = []
         for one, levels, own in zip(examples, pyramid.searched, pyramid.own, strict=True):
-            thing = elsewhere.get(one) or self._thing(one, [f for f in fields if f.level == own])
-            shown.append(Shown(one, thing, head.Prompt.of(thing, one.aspect), levels))
+            thing = read.get((one, 0)) or self._thing(one, [f for f in fields if f.level == own])
+            coarsely = {level: sizes[::2] for level, sizes in levels.items()}
+            turned = tuple(
+                Shown.of(one.turned(turns), read[one, turns], coarsely)
+                for turns in (1, 2, 3)
+                if (one, turns) in read
+            )
+            shown.append(Shown.of(one, thing, levels, turned))
         for field in fields:
             field.whiten(whitening)
         search = _Search(self.head, fields, whitening)
@@ -338,9 +363,12 @@ class Exemplar:
         )
 
 
-def _cut_out(images: dict[str, Tensor], examples: list[Example]) -> Steps[list[Thing]]:
-    """Read examples on the images where they lie, each at its working scale."""
-    cuts = [cut(images[str(one.image)], one.box, min(3.0, EXAMPLE / one.size)) for one in examples]
+def _cut_out(images: dict[str, Tensor], poses: list[tuple[Example, int]]) -> Steps[list[Thing]]:
+    """Read examples where they lie, each at its working scale, after so many quarter turns."""
+    cuts = [
+        quarter(*cut(images[str(one.image)], one.box, min(3.0, EXAMPLE / one.size)), turns)
+        for one, turns in poses
+    ]
     maps = yield [view for view, _ in cuts]
     return [look(each, box) for each, (_, box) in zip(maps, cuts, strict=True)]
 
@@ -376,12 +404,24 @@ class Shown:
 
     Attributes:
         levels: on which to look for its like, with the sizes to try: roots of the area in pixels.
+        turned: the same after quarter turns.
     """
 
     example: Example
     thing: Thing
     prompt: head.Prompt
     levels: dict[int, tuple[float, ...]]
+    turned: tuple["Shown", ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        example: Example,
+        thing: Thing,
+        levels: dict[int, tuple[float, ...]],
+        turned: tuple["Shown", ...] = (),
+    ) -> "Shown":
+        return cls(example, thing, head.Prompt.of(thing, example.aspect), levels, turned)
 
 
 @dataclass(frozen=True)
@@ -393,6 +433,17 @@ class _Places:
 
     def __getitem__(self, index: Tensor) -> "_Places":
         return _Places(self.boxes[index], self.fields[index])
+
+    def and_(self, more: "_Places") -> "_Places":
+        return _Places(torch.cat([self.boxes, more.boxes]), torch.cat([self.fields, more.fields]))
+
+
+def _owned(boxes: Tensor, scores: Tensor, owner: int) -> tuple[Tensor, Tensor, Tensor]:
+    return boxes, scores, torch.full_like(scores, owner, dtype=torch.int64)
+
+
+def _turned(shown: list[Shown]) -> list[Shown]:
+    return [lying for one in shown for lying in one.turned]
 
 
 class _Search:
@@ -406,58 +457,113 @@ class _Search:
     def run(self, shown: list[Shown], against: list[Shown]) -> tuple[Tensor, Tensor]:
         """Find the like of `shown` that is not rather the like of `against`.
 
-        Proposals are judged, moved, judged again and moved again. Then the surest finds serve as
-        further examples (query expansion), which also finds what is like them only; and where even
-        the best finds are only fairly like the example, all are judged more kindly.
+        Proposals are judged, moved, judged again and moved again. A sure find that is about as
+        small or as large as was looked for proposes what is smaller or larger still, and examples
+        propose what is like them after quarter turns. The surest finds serve as further examples
+        (query expansion), which also finds what is like them only; and where even the best finds
+        are only fairly like the example, all are judged more kindly.
 
         Returns:
             (N, 4) boxes in pixels of the image and (N,) logits, 0 at the cut.
         """
-        places, by = self._propose(shown)
-        logits, deltas = self._screen(shown, self._look(places), by)
-        places = _Places(move(places.boxes, deltas), places.fields)
+        places, logits, by = self._first_round(shown)
+        if outermost := self._outermost(shown, places, logits):
+            more, theirs, _ = self._first_round(outermost)
+            places, logits = places.and_(more), torch.cat([logits, theirs])
+            by = torch.cat([by, torch.zeros_like(theirs, dtype=by.dtype)])
         most = max(_SURELY_PROPOSED, int(_SECOND_ROUND * (logits > -1).sum()))
-        places = places[nms(self._outward(places), logits, _MOVED_IOU)[:most]]
+        kept = nms(self._outward(places), logits, _MOVED_IOU)[:most]
+        places, by = places[kept], by[kept]
         things = self._look(places)
         every, deltas = self._judge(shown, things)
+        lying = torch.full_like(every[0], -math.inf)
+        for n, one in enumerate(_turned(shown), len(shown)):
+            mine = (by == n).nonzero()[:, 0]
+            if len(mine):
+                theirs, moves = self._head.compare(one.prompt, things[mine])
+                lying[mine] = theirs - _DOUBT
+                better = lying[mine] > every.amax(0)[mine]
+                deltas[mine] = torch.where(better[:, None], moves, deltas[mine])
         boxes = self._outward(_Places(move(places.boxes, deltas), places.fields))
-        decided = self._decide(shown, boxes, places, things, every)
+        decided = self._decide(shown, boxes, places, things, every, lying)
+        best = torch.maximum(every.amax(0), lying)
         for one in against:
-            rival, _ = self._head.compare(one.prompt, things)
-            decided = torch.minimum(decided, _RIVALRY * (every.amax(0) - rival))
+            rivals, _ = self._judge([one, *one.turned], things)
+            rivals[1:] -= _DOUBT
+            decided = torch.minimum(decided, _RIVALRY * (best - rivals.amax(0)))
         return boxes, decided
 
+    def _first_round(self, shown: list[Shown]) -> tuple[_Places, Tensor, Tensor]:
+        """Places that the examples and their quarter turns propose, moved once; what these say of
+        them, (N,) logits; and which one does, (N,), the turned ones after the others."""
+        places, by = self._propose(shown)
+        logits, deltas = self._screen([*shown, *_turned(shown)], self._look(places), by)
+        logits = logits - _DOUBT * (by >= len(shown))
+        return _Places(move(places.boxes, deltas), places.fields), logits, by
+
+    def _outermost(self, shown: list[Shown], places: _Places, logits: Tensor) -> list[Shown]:
+        """The smallest and the largest sure find, those of them that are at the edge of the sizes
+        that were tried."""
+        sure = logits > _SURE
+        places, boxes = places[sure], self._outward(places)[sure]
+        if not len(boxes):
+            return []
+        tried = [
+            size / field.view.zoom
+            for field in self._fields
+            for one in shown
+            for size in one.levels.get(field.level, ())
+        ]
+        roots = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
+        least, most = int(roots.argmin()), int(roots.argmax())
+        chosen: list[tuple[int, tuple[float, ...]]] = []
+        chosen += [(least, OWN)] if roots[least] < _EDGE * min(tried) else []
+        chosen += [(most, (1.0, *COARSER))] if roots[most] > max(tried) / _EDGE else []
+        outermost = []
+        for n, shares in chosen:
+            place = places[torch.tensor([n], device=boxes.device)]
+            field, thing = self._fields[int(place.fields)], self._look(place)
+            x0, y0, x1, y1 = boxes[n].tolist()
+            example = Example(shown[0].example.label, False, MAIN_IMAGE, (x0, y0, x1, y1))
+            sizes = tuple(share * example.size * field.view.zoom for share in shares)
+            outermost.append(Shown.of(example, thing, {field.level: sizes}))
+        return outermost
+
     def _propose(self, shown: list[Shown]) -> tuple[_Places, Tensor]:
-        """Where to look, and (N,) which example wants to."""
+        """Where to look, and (N,) which example wants to, or quarter turn of one."""
         boxes, fields, by = [], [], []
         for n, field in enumerate(self._fields):
-            found, scores, owners = [], [], []
+            found: list[tuple[Tensor, Tensor, Tensor]] = []
+            first = len(shown)  # of the quarter turns of `one`
             for m, one in enumerate(shown):
-                if field.level not in one.levels:
-                    continue
-                x0, y0, x1, y1 = one.example.box
-                shape = torch.tensor([x1 - x0, y1 - y0], dtype=torch.float32) / one.example.size
-                sizes = shape * torch.tensor(one.levels[field.level])[:, None]
-                box, score = propose(
-                    Template(one.thing, self._whitening),
-                    field.features,
-                    sizes.to(one.thing.coarse.device),
-                    _MOST_PROPOSED,
-                )
-                promising = score > _PROMISING * score[:3].mean()
-                promising[:_SURELY_PROPOSED] = True
-                found.append(box[promising])
-                scores.append(score[promising])
-                owners.append(torch.full_like(scores[-1], m, dtype=torch.int64))
+                if field.level in one.levels:
+                    box, score = self._search(one, field)
+                    least = _PROMISING * score[:3].mean()
+                    promising = score > least
+                    promising[:_SURELY_PROPOSED] = True
+                    found.append(_owned(box[promising], score[promising], m))
+                    for k, lying in enumerate(one.turned, first):
+                        box, score = self._search(lying, field)
+                        promising = score > least
+                        found.append(_owned(box[promising], _LESS * score[promising], k))
+                first += len(one.turned)
             if found:
-                pooled, owner = torch.cat(found), torch.cat(owners)
+                pooled, scores, owner = map(torch.cat, zip(*found, strict=True))
                 if len(found) > 1:
-                    kept = nms(pooled, torch.cat(scores), 0.6)[:_MOST_PROPOSED]
+                    kept = nms(pooled, scores, 0.6)[:_MOST_PROPOSED]
                     pooled, owner = pooled[kept], owner[kept]
                 boxes.append(pooled)
                 by.append(owner)
                 fields.append(torch.full((len(pooled),), n, device=pooled.device))
         return _Places(torch.cat(boxes), torch.cat(fields)), torch.cat(by)
+
+    def _search(self, one: Shown, field: Field) -> tuple[Tensor, Tensor]:
+        """What one example proposes on one field: (N, 4) boxes and (N,) scores, best first."""
+        x0, y0, x1, y1 = one.example.box
+        shape = torch.tensor([x1 - x0, y1 - y0], dtype=torch.float32) / one.example.size
+        sizes = shape * torch.tensor(one.levels[field.level])[:, None]
+        template = Template(one.thing, self._whitening)
+        return propose(template, field.features, sizes.to(field.maps.coarse.device), _MOST_PROPOSED)
 
     def _screen(self, shown: list[Shown], things: Thing, by: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N,) and moves (N, 4) of things, each by the example that proposed it."""
@@ -514,8 +620,9 @@ class _Search:
         places: _Places,
         things: Thing,
         every: Tensor,
+        lying: Tensor,
     ) -> Tensor:
-        """Logits (N,), 0 at the cut, from those of each example, (k, N)."""
+        """Logits (N,), 0 at the cut, from those of each example, (k, N), and of any turned one."""
         logits, best = every.max(0)
         on = torch.zeros_like(every, dtype=torch.bool)  # the place of an example itself
         for n, one in enumerate(shown):
@@ -539,7 +646,9 @@ class _Search:
         # Each speaks as far as its example and that of the candidate are alike.
         weights = torch.stack(kin)
         decided[hopeful] = (weights * torch.stack(votes)).sum(0) / weights.sum(0)
+        decided = torch.maximum(decided, lying)
         others = every.masked_fill(on, -math.inf).amax(0)
+        others = torch.maximum(others, lying.masked_fill(on.any(0), -math.inf))
         expected = _CUT - kindness(boxes, others)
         if len(shown) > 1:
             told = (kinship + kinship.T).min().item() / 2 - _LOOSER

@@ -39,6 +39,11 @@ class View:
     origin: Tensor
     scale: Tensor
 
+    @property
+    def zoom(self) -> float:
+        """View pixels per image pixel, of both axes together."""
+        return float(self.scale[:2].prod().sqrt())
+
     def inward(self, boxes: Tensor) -> Tensor:
         """(N, 4) boxes from image to view pixels."""
         return (boxes - self.origin) * self.scale
@@ -163,6 +168,20 @@ def cut(image: Tensor, box: Box, scale: float) -> tuple[View, Tensor]:
     )
     view = render(image, window, scale)
     return view, view.inward(torch.tensor([box], dtype=torch.float32, device=image.device))
+
+
+def quarter(view: View, box: Tensor, turns: int) -> tuple[View, Tensor]:
+    """A view and a (1, 4) box in its pixels after quarter turns, each to the left.
+
+    The view's place in the image is lost.
+    """
+    pixels = torch.rot90(view.pixels, turns, (2, 3))
+    x0, y0, x1, y1 = box.unbind(1)
+    height, width = view.pixels.shape[2:]
+    for _ in range(turns):
+        x0, y0, x1, y1 = y0, width - x1, y1, width - x0
+        height, width = width, height
+    return View(pixels, view.origin, view.scale), torch.stack([x0, y0, x1, y1], 1)
 
 
 def render(image: Tensor, window: tuple[int, int, int, int], scale: float) -> View:
