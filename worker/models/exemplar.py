@@ -113,8 +113,9 @@ class Example:
 
     def turned(self, quarters: int) -> "Example":
         """The same after so many quarter turns, on no image."""
-        sides = self.box[2] - self.box[0], self.box[3] - self.box[1]
-        width, height = sides[:: -1 if quarters % 2 else 1]
+        width, height = self.box[2] - self.box[0], self.box[3] - self.box[1]
+        if quarters % 2:
+            width, height = height, width
         return Example(self.label, self.negative, None, (0, 0, width, height))
 
 
@@ -517,8 +518,10 @@ class _Search:
         roots = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
         least, most = int(roots.argmin()), int(roots.argmax())
         chosen: list[tuple[int, tuple[float, ...]]] = []
-        chosen += [(least, OWN)] if roots[least] < _EDGE * min(tried) else []
-        chosen += [(most, (1.0, *COARSER))] if roots[most] > max(tried) / _EDGE else []
+        if roots[least] < _EDGE * min(tried):
+            chosen.append((least, OWN))
+        if roots[most] > max(tried) / _EDGE:
+            chosen.append((most, (1.0, *COARSER)))
         outermost = []
         for n, shares in chosen:
             place = places[torch.tensor([n], device=boxes.device)]
