@@ -76,8 +76,9 @@ Prompt = BoxPrompt | PointPrompt | TextPrompt | EmbeddingPrompt
 class Request(Struct, frozen=True, forbid_unknown_fields=True):
     """What to do with an image. Everything is optional; None means the model's own default.
 
-    `match` is for models that are shown examples: "strict" asks for this very thing, "kind" for
-    other individuals of its kind, too.
+    `match` and `turned` are for models that are shown examples: "strict" asks for this very thing,
+    "kind" for other individuals of its kind, too; with `turned` false, only what stands about as
+    the example does is meant.
     """
 
     model: Hint[str, Meta(min_length=1, max_length=100)] | None = None
@@ -88,6 +89,7 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
     nms_iou: Unit | None = None
     max_annotations: Hint[int, Meta(ge=1, le=3000)] = 300
     match: Match = "normal"
+    turned: bool = True
     priority: Literal["interactive", "bulk"] = "interactive"
 
 

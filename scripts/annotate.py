@@ -125,6 +125,8 @@ def _request(options: argparse.Namespace, examples: Examples, model: ModelInfo) 
         "outputs": list(dict.fromkeys(outputs)),
         "min_score": options.min_score,
         "max_annotations": options.max_annotations,
+        "match": options.match,
+        "turned": False if options.upright else None,
         "priority": "bulk",
     }
     request = {key: value for key, value in request.items() if value is not None}

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from jobs import __version__
 from jobs.process import EX_CONFIG, configure_logging
@@ -185,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _annotate_options(annotate: argparse.ArgumentParser) -> None:
+    from jobs.contract import Match
     from scripts.dataset import KINDS
 
     annotate.set_defaults(run=_annotate)
@@ -227,6 +229,12 @@ def _annotate_options(annotate: argparse.ArgumentParser) -> None:
     what.add_argument("--model", help="another model than the server's default")
     what.add_argument("--min-score", type=float, help="lowest score to report, 0 to 1")
     what.add_argument("--max-annotations", type=int, help="most finds an image (300)")
+    what.add_argument(
+        "--match",
+        choices=get_args(Match),
+        help="this very thing, what looks alike, or its whole kind",
+    )
+    what.add_argument("--upright", action="store_true", help="nothing that stands otherwise")
     what.add_argument("--mask", action="store_true", help="masks too, if the model has them")
     what.add_argument("--keypoints", action="store_true", help="keypoints too, if it has them")
     out = annotate.add_argument_group("what comes out")

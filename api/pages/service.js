@@ -36,7 +36,7 @@ const keyHeader = () => $("key").value ? { "X-API-Key": $("key").value } : {};
 
 function submission() {
   const form = new FormData(), request = { model: model().name, outputs: wanted(), min_score: floor(model()) };
-  if (model().prompts.length) Object.assign(request, { prompts: asked([...view.prompts, ...words()]), match: $("match").value });
+  if (model().prompts.length) Object.assign(request, { prompts: asked([...view.prompts, ...words()]), match: $("match").value, turned: $("turned").checked });
   view.references.forEach(({ file, prompts }, number) => {
     const image = `example${number}`;
     if (!takes("box")) return;

@@ -293,6 +293,15 @@ def silhouette(mask: Image.Image, ink: tuple[int, ...]) -> Image.Image:
     return picture
 
 
+def slim(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
+    """A drawing pressed flat, lying or standing."""
+    share = rng.uniform(0.2, 0.6)
+    width, height = picture.width, max(12, round(picture.height * share))
+    if rng.random() < 0.5:
+        width, height = max(12, round(picture.width * share)), picture.height
+    return picture.resize((width, height))
+
+
 def framed(picture: Image.Image, frame: str, ink: tuple[int, ...], ground: bool) -> Image.Image:
     """A drawing inside a ring or a box, as road signs and buttons are: same frame, other inside.
 

@@ -15,23 +15,34 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from jobs.contract import Box, BoxPrompt, Match, PointPrompt, Prompt, Request
+from jobs.contract import (
+    Box,
+    BoxPrompt,
+    EmbeddingPrompt,
+    PointPrompt,
+    Prompt,
+    PromptType,
+    Request,
+)
 from scripts.exemplar.pictures import Gallery, Query
 from scripts.exemplar.sources import Bank
 from worker.models import efficientnet_lite, head
-from worker.models.base import Finds
-from worker.models.exemplar import Exemplar, Field
+from worker.models.base import Embedding, Finds, Pixels
+from worker.models.exemplar import Exemplar
 from worker.models.head import Maps, double, look, unit
 from worker.models.proposals import Template, propose
 from worker.models.regions import Whitening, suppress
+from worker.models.search import Field
 from worker.models.views import View, Wanted, plan, tiles
 
+_ASKED = Request()  # all as it is by default
 IOUS = np.arange(0.5, 0.96, 0.05)
 Found = list[tuple[float, Box]]  # score and box
 Finder = Callable[[Query, list[Box], list[Box]], Found]  # of positive and negative prompts
@@ -55,37 +66,64 @@ class Learned:
     """`exemplar` as the service runs it, called in this process.
 
     Attributes:
-        pointed: show the middles of the boxes, not the boxes.
+        asked: a request but for its prompts and its least score.
+        shown_by: boxes, points in their middles, or the embedding that the boxes give, which then
+            are painted over, as on a picture that does not show them.
         seconds: that each query took.
     """
 
     def __init__(
         self,
         device: str = "cpu",
-        match: Match = "normal",
         weights: Path = head.WEIGHTS,
-        pointed: bool = False,
+        asked: Request = _ASKED,
+        shown_by: PromptType = "box",
     ) -> None:
         self.model = Exemplar(torch.device(device), weights)
-        self.match = match
-        self.pointed = pointed
+        self.asked = asked
+        self.shown_by = shown_by
         self.seconds: list[float] = []
 
     def __call__(self, query: Query, shown: list[Box], against: list[Box]) -> Found:
         prompts: list[Prompt] = [BoxPrompt(box=box) for box in shown]
-        if self.pointed:
+        if self.shown_by == "point":
             prompts = [
                 PointPrompt(point=((x0 + x1) / 2, (y0 + y1) / 2)) for x0, y0, x1, y1 in shown
             ]
+        pixels = query.pixels
+        if self.shown_by == "embedding":
+            told = self._ask(pixels, Request(task="embed", prompts=tuple(prompts)))
+            assert isinstance(told, Embedding)  # noqa: S101 - it was asked to embed
+            prompts = [EmbeddingPrompt(data=told.text)]
+            pixels = _without(pixels, shown)
         prompts += [BoxPrompt(box=box, negative=True) for box in against]
-        request = Request(prompts=tuple(prompts), min_score=0.05, match=self.match)
         begin = time.perf_counter()
-        item = self.model.prepare({"image": query.pixels}, request)
-        (raw,) = self.model.forward([item])
-        finds = self.model.finish(raw, item)
+        finds = self._ask(
+            pixels, msgspec.structs.replace(self.asked, prompts=tuple(prompts), min_score=0.05)
+        )
         self.seconds.append(time.perf_counter() - begin)
         assert isinstance(finds, Finds)  # noqa: S101 - it was not asked to embed
         return [(a.score, a.box) for a in finds.annotations]
+
+    def _ask(self, pixels: Pixels, request: Request) -> Finds | Embedding:
+        item = self.model.prepare({"image": pixels}, request)
+        (raw,) = self.model.forward([item])
+        return self.model.finish(raw, item)
+
+
+def _without(pixels: Pixels, boxes: Iterable[Box]) -> Pixels:
+    """A copy whose boxes have the median colour of their edges."""
+    painted = pixels.copy()
+    for box in boxes:
+        x0, y0, x1, y1 = (round(side) for side in box)
+        frame = [
+            painted[y0, x0:x1],
+            painted[y1 - 1, x0:x1],
+            painted[y0:y1, x0],
+            painted[y0:y1, x1 - 1],
+        ]
+        painted[y0:y1, x0:x1] = np.median(np.concatenate(frame), axis=0)
+    return painted
 
 
 class Untrained:
@@ -318,11 +356,12 @@ def run(options: argparse.Namespace) -> int:
             f"{figures['untrained_f1']:.3f} {figures['pixels_f1']:.3f}"
         )
     everything = [s for scored in ours.values() for s in scored]
-    _say("lone objects, sloppy boxes, more examples, look-alikes, strict and kind …")
+    _say("lone objects, sloppy boxes, more examples, look-alikes, other wishes …")
     drawn = [query for query in queries if not query.real]
     alike = [query for query in drawn if query.look_alike]
     lone = measure(learned, gallery.lone(options.pictures))
-    pointed = Learned(options.device, weights=weights, pointed=True)
+    pointed = Learned(options.device, weights=weights, shown_by="point")
+    embedded = Learned(options.device, weights, shown_by="embedding")
     meant = extents(pointed, queries)
     more = {
         "count error, all rows": mean(count_error(scored) for scored in ours.values()),
@@ -333,15 +372,20 @@ def run(options: argparse.Namespace) -> int:
         "F1, three examples": f1(measure(learned, drawn, shown=3)),
         "F1, one example, the same other objects": f1(measure(learned, drawn, aside=2)),
         "F1, a point for an example": f1(measure(pointed, drawn)),
+        "F1, an embedding for an example": f1(measure(embedded, drawn)),
         "extent of a point: IoU of .5 or more": mean(each >= 0.5 for each in meant),
         "F1, with a look-alike there": f1([s for s in everything if s.query.look_alike]),
         "F1, the look-alike marked": f1(measure(learned, alike, negative=True)),
         "seconds a query, median": seconds[len(seconds) // 2],
     }
-    matches: tuple[Match, ...] = ("strict", "kind")
-    for match in matches:
-        rows = by_row(measure(Learned(options.device, match, weights), drawn))
-        more |= {f"F1, {match}: {row}": f1(of_row) for row, of_row in rows.items()}
+    ways = {
+        "strict": (Request(match="strict"), drawn),
+        "kind": (Request(match="kind"), drawn),
+        "nothing turned": (Request(turned=False), queries),
+    }
+    for way, (asked, some) in ways.items():
+        rows = by_row(measure(Learned(options.device, weights, asked), some))
+        more |= {f"F1, {way}: {row}": f1(of_row) for row, of_row in rows.items()}
     report["more"] = more
     for name, value in more.items():
         print(f"{name:44}{value:.3f}")

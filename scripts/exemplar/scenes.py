@@ -33,6 +33,7 @@ from scripts.exemplar.drawings import (
     plan,
     same,
     silhouette,
+    slim,
     symbol,
     turn_hue,
 )
@@ -40,6 +41,7 @@ from scripts.exemplar.sources import Bank, Rgb
 
 _MOST = {"scattered": (17, 5), "packed": (24, 8), "grid": (28, 8)}  # objects, and of one class
 _CROSSED = {"line": 0.5, "flat": 0.15, "photo": 0.06, "icon": 0.06}  # of scenes, by lines
+_SLIM = 0.15  # of symbols and flat parts
 _FLAT = ("lucide", "font-awesome", "ph", "mdi", "game-icons", "healthicons")
 _ICONS = {  # how often an icon scene takes its objects from a set
     **{"fluent-3d": 0.15, "fluent-flat": 0.14, "clip-art": 0.2, "noto": 0.16, "emojione": 0.08},
@@ -219,10 +221,10 @@ class Painter:
             else:
                 group = "clip-art" if kind < 0.85 else self._set(rng, _DRAWINGS)
                 mask = self._one(rng, group).getchannel("A")
-            if rng.random() < 0.15:  # slim, as blades and tools are
-                share = rng.uniform(0.3, 0.6)
-                mask = mask.resize((mask.width, max(12, round(mask.height * share))))
-            classes.append(same(rng, silhouette(mask, ink), warp=rng.random() < 0.2))
+            picture = silhouette(mask, ink)
+            if rng.random() < _SLIM:  # as blades and tools are
+                picture = slim(rng, picture)
+            classes.append(same(rng, picture, warp=rng.random() < 0.2))
         return classes
 
     def _photographed(self, rng: np.random.Generator, akin: Sequence[int]) -> Draw:
@@ -262,7 +264,7 @@ class Painter:
                 classes.append(lambda ps=pictures: ps[rng.integers(len(ps))])  # type: ignore[misc]
             else:
                 classes.append(same(rng, self._picture(place, ink), warp))
-        if ink is None and rng.random() < 0.12:
+        if ink is None and rng.random() < 0.18:
             classes.append(same(rng, turn_hue(rng, classes[0]()), warp))
         return classes
 
@@ -289,6 +291,8 @@ class Painter:
                 picture = draw_symbol(strokes, colour)
                 if shape and rng.random() < 0.75:
                     picture = framed(picture, shape, colour, ground=False)
+                elif rng.random() < _SLIM:  # as windows and rails are, among lines
+                    picture = slim(rng, picture)
                 classes.append(same(rng, backed(picture, opaque), warp))
             return classes
         group = self._set(rng, _DRAWINGS)

@@ -6,13 +6,17 @@ import json
 import signal
 import tarfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from jobs.contract import Request
 from scripts.cli import main
 from tests.batch.conftest import BOX, NAMES, Annotate, coco, lines, mayfly, paint, start
+from tests.fakes import Bright, Seen
+from worker.models.base import Pixels
 
 
 async def test_a_folder_becomes_a_coco_file(
@@ -47,6 +51,28 @@ async def test_a_folder_becomes_a_coco_file(
     other = await annotate(pictures, "--box", "8,8,32,32:coin", "--format", "coco", "-o", out)
     assert other.code == 78
     assert "other prompts" in other.err
+
+
+async def test_what_to_match_goes_with_each_image(
+    annotate: Annotate, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+    prepare = Bright.prepare
+
+    def listening(model: Bright, images: Mapping[str, Pixels], request: Request) -> Seen:
+        if request.task == "detect":
+            asked.append((request.match, request.turned))
+        return prepare(model, images, request)
+
+    monkeypatch.setattr(Bright, "prepare", listening)
+    for flags, expected in (
+        ((), ("normal", True)),
+        (("--match", "kind", "--upright"), ("kind", False)),
+    ):
+        ran = await annotate(pictures, "--box", BOX, *flags)
+        assert ran.code == 0, ran.err
+        assert asked == [expected] * len(NAMES)
+        asked.clear()
 
 
 async def test_failures_are_listed_and_tried_again(

@@ -294,6 +294,23 @@ def test_the_kind_of_match_and_the_suggested_score(page: Page, coins: Path) -> N
     assert abs(float(page.input_value("#threshold")) - value) < 0.006
 
 
+def test_what_lies_turned_is_found_unless_it_is_not_wished(page: Page, tmp_path: Path) -> None:
+    sure = "view.finds.filter(({ score }) => score >= 0.5).length"
+    picture = Image.new("RGB", SIZE, "#d9d4c7")
+    coffee = skimage.data.coffee()  # type: ignore[no-untyped-call]
+    cup = Image.fromarray(coffee[90:310, 160:420]).resize((78, 66))
+    for at, turn in (((40, 30), 0), ((170, 40), 90), ((280, 50), 0), ((60, 200), 180)):
+        picture.paste(cup.rotate(turn, expand=True), at)
+    picture.save(tmp_path / "cups.png")
+    _open(page, tmp_path / "cups.png")
+    _drag(page, (40, 30, 118, 96))
+    _find(page)
+    assert _state(page, sure) == 4
+    page.uncheck("#turned")
+    _find(page)
+    assert _state(page, sure) == 2
+
+
 def test_a_refusal_is_told_in_words(page: Page, coins: Path) -> None:
     """The image is damaged behind its header: only the worker can see it."""
     _open(page, coins)

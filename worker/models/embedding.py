@@ -1,20 +1,25 @@
 """Portable prompts: what `exemplar` remembers of its examples, as text that a client keeps.
 
-The text is base64 of a header and, for each example, its size and two grids of 8-bit features. It
-fits the head that made it and no other; it can be shown to any later image.
+The text is base64 of a header and of records: for each example, its size and two grids of 4-bit
+features, as it stood and, unless that was not wished, after each quarter turn. It fits the head
+that made it and no other; it can be shown to any later image.
 
     bytes         content
     3             ``MFX``
     8             the head's identity: the first bytes of its file's SHA-256
-    1             number of examples, 1 to 32
-    each example:
-      3 x float32 width and height in pixels of its image; root of its share of the image's area
-      float32     one step of the coarse features;  81 x 48 int8, row by row
-      float32     one step of the fine features;   196 x 16 int8, row by row
+    1             number of records, 1 to 32
+    each record:
+      1           quarter turns: 0 for an example as it stood; 1, 2, 3 follow it or do not
+      3 x float32 width and height in pixels of its image, as it stood; root of its share of the
+                  image's area
+      float32     one step of the coarse features;  81 x 48 numbers, row by row
+      float32     one step of the fine features;   196 x 16 numbers, row by row
+
+A number is of steps, -7 to 7, and stored as 8 more; two share a byte, the first in its lower half.
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,9 +30,12 @@ from worker.models.head import COARSE, COARSE_CHANNELS, FINE, FINE_CHANNELS, Thi
 
 _MAGIC = b"MFX"
 _GRIDS = ((COARSE * COARSE, COARSE_CHANNELS), (FINE * FINE, FINE_CHANNELS))
-_SIZE = struct.Struct("<3f")
+_SIZE = struct.Struct("<B3f")
 _STEP = struct.Struct("<f")
-_EXAMPLE = _SIZE.size + sum(_STEP.size + cells * channels for cells, channels in _GRIDS)
+_STEPS, _ZERO = 7, 8  # the largest number; what is added to numbers before they are stored
+_POSES = 4
+_INSANE = "holds numbers that no example has"
+_RECORD = _SIZE.size + sum(_STEP.size + cells * channels // 2 for cells, channels in _GRIDS)
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,13 @@ class Remembered:
     """One example apart from its image.
 
     Attributes:
-        thing: what was read inside and round its box (N = 1).
+        poses: what was read inside and round its box (N = 1), as it stood, and after 1, 2 and 3
+            quarter turns or not.
         width, height: of the box, in pixels of its image.
         share: root of the box's share of the image's area.
     """
 
-    thing: Thing
+    poses: tuple[Thing, ...]
     width: float
     height: float
     share: float
@@ -50,14 +59,13 @@ def pack(examples: list[Remembered], head_id: bytes) -> str:
     """Write examples as an embedding of the head with that identity (8 bytes)."""
     records = []
     for one in examples:
-        parts = [_SIZE.pack(one.width, one.height, one.share)]
-        for grid in (one.thing.coarse, one.thing.fine):
-            step = max(1e-6, float(grid.abs().max()) / 127)
-            parts += [
-                _STEP.pack(step),
-                (grid / step).round().to(torch.int8).cpu().numpy().tobytes(),
-            ]
-        records.append(b"".join(parts))
+        for turns, thing in enumerate(one.poses):
+            parts = [_SIZE.pack(turns, one.width, one.height, one.share)]
+            for grid in (thing.coarse, thing.fine):
+                step = max(1e-6, float(grid.abs().max()) / _STEPS)
+                pairs = ((grid / step).round() + _ZERO).to(torch.uint8).reshape(-1, 2).cpu().numpy()
+                parts += [_STEP.pack(step), (pairs[:, 0] | pairs[:, 1] << 4).tobytes()]
+            records.append(b"".join(parts))
     return portable.write(_MAGIC, head_id, records)
 
 
@@ -67,19 +75,32 @@ def unpack(text: str, head_id: bytes) -> list[Remembered]:
     Raises:
         Problem: 422 ``embedding_invalid`` if it is none, or one of another head.
     """
-    return [_example(data) for data in portable.read(text, _MAGIC, head_id, _EXAMPLE)]
+    examples: list[Remembered] = []
+    for data in portable.read(text, _MAGIC, head_id, _RECORD):
+        turns, width, height, share = _SIZE.unpack_from(data)
+        thing = _thing(data)
+        if not (1 <= width <= 1e5 and 1 <= height <= 1e5 and 0 < share <= 1):
+            raise portable.invalid(_INSANE)
+        if turns == 0:
+            examples.append(Remembered((thing,), width, height, share))
+        elif examples and turns == len(examples[-1].poses) < _POSES:
+            whole = examples.pop()
+            examples.append(replace(whole, poses=(*whole.poses, thing)))
+        else:
+            raise portable.invalid(_INSANE)
+    return examples
 
 
-def _example(data: bytes) -> Remembered:
-    width, height, share = _SIZE.unpack_from(data)
+def _thing(data: bytes) -> Thing:
     grids: list[Tensor] = []
     at = _SIZE.size
     for cells, channels in _GRIDS:
         (step,) = _STEP.unpack_from(data, at)
-        flat = np.frombuffer(data, np.int8, cells * channels, at + _STEP.size)
-        grids.append(torch.from_numpy(flat.astype(np.float32)).view(1, cells, channels) * step)
-        at += _STEP.size + cells * channels
-    sane = (1 <= width <= 1e5, 1 <= height <= 1e5, 0 < share <= 1)
-    if not all(sane) or not all(grid.isfinite().all() for grid in grids):
-        raise portable.invalid("holds numbers that no example has")
-    return Remembered(Thing(*grids), width, height, share)
+        size = cells * channels // 2
+        pairs = np.frombuffer(data, np.uint8, size, at + _STEP.size)
+        flat = np.stack([pairs & 15, pairs >> 4], 1).astype(np.float32) - _ZERO
+        grids.append(torch.from_numpy(flat).view(1, cells, channels) * step)
+        at += _STEP.size + size
+    if not all(grid.isfinite().all() for grid in grids):
+        raise portable.invalid(_INSANE)
+    return Thing(*grids)

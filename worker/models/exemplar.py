@@ -1,16 +1,15 @@
 """Visual prompting: find everything that looks like the examples a user shows.
 
 No labels and no training by the user: frozen features (`efficientnet_lite`), read through a small
-learned head (`head`), which compares an example with places that look promising (`proposals`) on
-views of the picture at the right scales (`views`). The box that a point means is drawn by `extent`.
-It finds visually similar objects, not the members of a class.
+learned head (`head`), on views of the picture at the right scales (`views`); `search` finds the
+examples' like there. The box that a point means is drawn by `extent`. It finds visually similar
+objects, not the members of a class.
 """
 
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,30 +32,18 @@ from worker.engine import Run, Tuner
 from worker.models import efficientnet_lite, extent, head
 from worker.models.base import Embedding, Finds, Pixels
 from worker.models.embedding import Remembered, pack, unpack
-from worker.models.head import Maps, Thing, look, move
+from worker.models.head import Maps, Thing, look
 from worker.models.lockstep import Steps, by_shape, together
 from worker.models.outline import outline
-from worker.models.overlap import box_iou, nms
-from worker.models.proposals import Template, propose
-from worker.models.regions import FeatureMap, Whitening, suppress
-from worker.models.views import COARSER, EXAMPLE, OWN, View, Wanted, clip, cut, plan, quarter, tiles
+from worker.models.overlap import nms
+from worker.models.regions import Whitening, suppress
+from worker.models.search import Example, Field, Search, Shown
+from worker.models.views import EXAMPLE, View, Wanted, clip, cut, plan, quarter, tiles
 
 _BATCH = 8  # images, and views of one shape, that a GPU takes at a time; one keeps a CPU core busy
-_MOST_PROPOSED = 300  # of one example on one view
-_SURELY_PROPOSED = 40
-_PROMISING = 0.4  # share of the best proposals' score from which others are looked at, too
-_EDGE = 1.25  # times the smallest size tried, or a share of the largest: there may be more beyond
+_TURNS = (1, 2, 3)  # quarters
 _MOST_TURNED = 4  # examples of a label; more show the angles themselves
-_LESS, _DOUBT = 0.8, 1.2  # of a quarter turn's proposals, times; of its verdicts, logits
-_SECOND_ROUND = 1.5  # candidates for it, for each find that the first round expects
-_MOVED_IOU = 0.75  # from which two candidates are one after the first round
-_TELLING, _SAME = 3, 0.4  # finds that say how alike things are here; IoU that makes two one
-_ALIKE, _KINDNESS, _KINDEST, _UNLIKE, _ONSET = 4.7, 0.9, 2.4, -0.5, 2.7  # see `kindness`
-_RIVALRY = 4.0  # how fast a find is lost that is more like something else
-_SUPPORTS, _SURE, _HOPELESS = 3, 0.5, -3.5  # of query expansion
-_CUT, _SHARPNESS = 2.0, 2.0  # logit that becomes .5 if nothing else is known; one more's worth
-_PARTING, _REACH = 1.4, 2.4  # sigma and half width of where finds may part, round what is expected
-_TOLD, _LOOSER, _STRICTEST = 0.3, 0.3, 2.8  # how far the least alike examples tell where that is
+_SHARPNESS = 2.0  # what one more logit is worth
 _STRICTER: dict[Match, float] = {"strict": 0.6, "normal": 0.0, "kind": -0.8}
 _ACROSS_LABELS = 0.6  # IoU from which two labels claim one object
 
@@ -81,42 +68,6 @@ class Item:
         """Width and height of the main image."""
         height, width = self.images[MAIN_IMAGE].shape[1:]
         return width, height
-
-
-@dataclass(frozen=True)
-class Example:
-    """One example on its way through the device.
-
-    Attributes:
-        label: what its like is to be called.
-        negative: it shows what is not meant.
-        image: part name of the image it lies on; None for an embedded one.
-        box: in pixels of that image; (0, 0, width, height) for an embedded one.
-        remembered: an embedded one.
-    """
-
-    label: str
-    negative: bool
-    image: str | None
-    box: Box
-    remembered: Remembered | None = None
-
-    @property
-    def size(self) -> float:
-        """Root of the area in pixels of its image."""
-        x0, y0, x1, y1 = self.box
-        return math.sqrt((x1 - x0) * (y1 - y0))
-
-    @property
-    def aspect(self) -> float:
-        return (self.box[2] - self.box[0]) / (self.box[3] - self.box[1])
-
-    def turned(self, quarters: int) -> "Example":
-        """The same after so many quarter turns, on no image."""
-        width, height = self.box[2] - self.box[0], self.box[3] - self.box[1]
-        if quarters % 2:
-            width, height = height, width
-        return Example(self.label, self.negative, None, (0, 0, width, height))
 
 
 @dataclass(frozen=True)
@@ -152,7 +103,7 @@ class Exemplar:
 
     info = ModelInfo(
         name="exemplar",
-        version="7",
+        version="8",
         labels=[],
         tasks=["detect", "embed"],
         prompts=["box", "point", "embedding"],
@@ -228,23 +179,18 @@ class Exemplar:
     def _run(self, item: Item) -> Steps[Candidates]:
         images = {name: image.to(self.device) for name, image in item.images.items()}
         examples = yield from self._examples(item, images)
-        if item.request.task == "embed":
-            things = yield from _cut_out(images, [(one, 0) for one in examples])
-            kept = [_remember(images, *each) for each in zip(examples, things, strict=True)]
+        embedding, wished = item.request.task == "embed", item.request.turned
+        turns = _turns(examples, wished or not embedding)
+        read = yield from _cut_out(images, examples, turns, embedding)
+        if embedding:
+            kept = [
+                _remember(images, one, [read[n, t] for t in (0, *turns[n])])
+                for n, one in enumerate(examples)
+            ]
             empty = torch.empty(0)
             return Candidates(empty.view(0, 4), empty, empty.long(), {}, pack(kept, self.head_id))
         width, height = item.size
-        edge = (width * height) ** 0.5
-        wanted = []
-        for one in examples:
-            sizes: tuple[float, ...] = (one.size,)
-            if one.remembered:
-                sizes = (one.size, one.remembered.share * edge)
-            elif one.image != MAIN_IMAGE:
-                _, high, wide = images[str(one.image)].shape
-                sizes = (one.size, one.size * edge / (wide * high) ** 0.5)
-            wanted.append(Wanted(sizes, one.image == MAIN_IMAGE, one.negative))
-        pyramid = plan(width, height, wanted)
+        pyramid = plan(width, height, [_wanted(images, one) for one in examples])
         views = [
             (level, view)
             for level, scale in pyramid.scales.items()
@@ -252,31 +198,21 @@ class Exemplar:
         ]
         maps = yield [view for _, view in views]
         fields = [Field(*view, each) for view, each in zip(views, maps, strict=True)]
-        akin = Counter((one.label, one.negative) for one in examples)
-        poses = [
-            (one, turns)
-            for one in examples
-            for turns in range(4)
-            if not one.remembered
-            and (
-                akin[one.label, one.negative] <= _MOST_TURNED if turns else one.image != MAIN_IMAGE
-            )
-        ]
-        read = dict(zip(poses, (yield from _cut_out(images, poses)), strict=True))
         whitening = Whitening.fit([field.maps.coarse for field in fields])
         shown = []
-        for one, levels, own in zip(examples, pyramid.searched, pyramid.own, strict=True):
-            thing = read.get((one, 0)) or self._thing(one, [f for f in fields if f.level == own])
+        for n, one in enumerate(examples):
+            levels = pyramid.searched[n]
+            thing = read.get((n, 0)) or _thing(
+                one, [f for f in fields if f.level == pyramid.own[n]]
+            )
             coarsely = {level: sizes[::2] for level, sizes in levels.items()}
             turned = tuple(
-                Shown.of(one.turned(turns), read[one, turns], coarsely)
-                for turns in (1, 2, 3)
-                if (one, turns) in read
+                Shown.of(one.turned(t), read[n, t], coarsely) for t in turns[n] if (n, t) in read
             )
-            shown.append(Shown.of(one, thing, levels, turned))
+            shown.append(Shown.of(one, thing, levels, turned, wished))
         for field in fields:
             field.whiten(whitening)
-        search = _Search(self.head, fields, whitening)
+        search = Search(self.head, fields, whitening)
         found = [
             search.run(
                 [s for s in shown if s.example.label == label and not s.example.negative],
@@ -314,15 +250,6 @@ class Exemplar:
                     box = clip(meant, width, height)
                 examples.append(Example(prompt.label, prompt.negative, prompt.image, box))
         return examples
-
-    def _thing(self, one: Example, fields: list["Field"]) -> Thing:
-        """What is remembered of an example: as it was kept, or read where it lies whole."""
-        if one.remembered:
-            thing = one.remembered.thing
-            return Thing(thing.coarse.to(self.device), thing.fine.to(self.device))
-        box = torch.tensor(one.box, dtype=torch.float32, device=self.device)
-        field = max(fields, key=lambda field: field.view.holds(box))
-        return look(field.maps, field.view.inward(box[None]))
 
     def finish(self, raw: Candidates, item: Item) -> Finds | Embedding:
         """Suppress duplicates, cut; a prompted box itself is a find of score 1.
@@ -364,343 +291,72 @@ class Exemplar:
         )
 
 
-def _cut_out(images: dict[str, Tensor], poses: list[tuple[Example, int]]) -> Steps[list[Thing]]:
-    """Read examples where they lie, each at its working scale, after so many quarter turns."""
-    cuts = [
-        quarter(*cut(images[str(one.image)], one.box, min(3.0, EXAMPLE / one.size)), turns)
-        for one, turns in poses
+def _turns(examples: list[Example], needed: bool) -> list[tuple[int, ...]]:
+    """The quarter turns in which each example is looked at."""
+    akin = Counter((one.label, one.negative) for one in examples)
+    return [
+        _TURNS if needed and akin[one.label, one.negative] <= _MOST_TURNED else ()
+        for one in examples
     ]
+
+
+def _cut_out(
+    images: dict[str, Tensor], examples: list[Example], turns: list[tuple[int, ...]], all_: bool
+) -> Steps[dict[tuple[int, int], Thing]]:
+    """Examples after quarter turns, by place and turns: as they were kept, or cut out and read at
+    their working scale. Those of the main image that are not turned are left out unless `all_`.
+    """
+    device = images[MAIN_IMAGE].device
+    read = {
+        (n, t): pose.to(device)
+        for n, one in enumerate(examples)
+        if one.remembered
+        for t, pose in enumerate(one.remembered.poses)
+    }
+    poses = [
+        (n, t)
+        for n, one in enumerate(examples)
+        if not one.remembered
+        for t in (0, *turns[n])
+        if t or all_ or one.image != MAIN_IMAGE
+    ]
+    cuts = []
+    for n, t in poses:
+        one = examples[n]
+        scale = min(3.0, EXAMPLE / one.size)
+        cuts.append(quarter(*cut(images[str(one.image)], one.box, scale), t))
     maps = yield [view for view, _ in cuts]
-    return [look(each, box) for each, (_, box) in zip(maps, cuts, strict=True)]
+    found = [look(each, box) for each, (_, box) in zip(maps, cuts, strict=True)]
+    return read | dict(zip(poses, found, strict=True))
 
 
-def _remember(images: dict[str, Tensor], one: Example, thing: Thing) -> Remembered:
-    image = images[str(one.image)]
+def _wanted(images: dict[str, Tensor], one: Example) -> Wanted:
+    """The sizes that an example's like may have: its own, or of the same share of the image."""
+    sizes: tuple[float, ...] = (one.size,)
+    if one.remembered:
+        sizes = (one.size, one.remembered.share * _edge(images[MAIN_IMAGE]))
+    elif one.image != MAIN_IMAGE:
+        share = one.size / _edge(images[str(one.image)])
+        sizes = (one.size, share * _edge(images[MAIN_IMAGE]))
+    return Wanted(sizes, one.image == MAIN_IMAGE, one.negative)
+
+
+def _edge(image: Tensor) -> float:
+    """Root of the area of a (3, H, W) image."""
+    return math.sqrt(image.shape[1] * image.shape[2])
+
+
+def _thing(one: Example, fields: list[Field]) -> Thing:
+    """What is to be seen of an example of the main image, on the field that shows most of it."""
+    box = torch.tensor(one.box, dtype=torch.float32, device=fields[0].maps.coarse.device)
+    field = max(fields, key=lambda field: field.view.holds(box))
+    return look(field.maps, field.view.inward(box[None]))
+
+
+def _remember(images: dict[str, Tensor], one: Example, poses: list[Thing]) -> Remembered:
     x0, y0, x1, y1 = one.box
-    share = one.size / (image.shape[1] * image.shape[2]) ** 0.5
-    return Remembered(thing, x1 - x0, y1 - y0, share)
-
-
-class Field:
-    """One view of the main image, made ready to be searched.
-
-    Attributes:
-        level: of the pyramid.
-        maps: what the head embeds of it.
-    """
-
-    def __init__(self, level: int, view: View, maps: Maps) -> None:
-        self.level = level
-        self.view = view
-        self.maps = maps
-        self.features: FeatureMap
-
-    def whiten(self, whitening: Whitening) -> None:
-        self.features = FeatureMap(self.maps.coarse, whitening)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An example, made ready to be searched for.
-
-    Attributes:
-        levels: on which to look for its like, with the sizes to try: roots of the area in pixels.
-        turned: the same after quarter turns.
-    """
-
-    example: Example
-    thing: Thing
-    prompt: head.Prompt
-    levels: dict[int, tuple[float, ...]]
-    turned: tuple["Shown", ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        example: Example,
-        thing: Thing,
-        levels: dict[int, tuple[float, ...]],
-        turned: tuple["Shown", ...] = (),
-    ) -> "Shown":
-        return cls(example, thing, head.Prompt.of(thing, example.aspect), levels, turned)
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Boxes on several fields: (N, 4) in pixels of the view, and (N,) places of the field."""
-
-    boxes: Tensor
-    fields: Tensor
-
-    def __getitem__(self, index: Tensor) -> "_Places":
-        return _Places(self.boxes[index], self.fields[index])
-
-    def and_(self, more: "_Places") -> "_Places":
-        return _Places(torch.cat([self.boxes, more.boxes]), torch.cat([self.fields, more.fields]))
-
-
-def _owned(boxes: Tensor, scores: Tensor, owner: int) -> tuple[Tensor, Tensor, Tensor]:
-    return boxes, scores, torch.full_like(scores, owner, dtype=torch.int64)
-
-
-def _turned(shown: list[Shown]) -> list[Shown]:
-    return [lying for one in shown for lying in one.turned]
-
-
-class _Search:
-    """Looks for one label's like on all fields of an image."""
-
-    def __init__(self, judge: head.Head, fields: list[Field], whitening: Whitening) -> None:
-        self._head = judge
-        self._fields = fields
-        self._whitening = whitening
-
-    def run(self, shown: list[Shown], against: list[Shown]) -> tuple[Tensor, Tensor]:
-        """Find the like of `shown` that is not rather the like of `against`.
-
-        Proposals are judged, moved, judged again and moved again. A sure find that is about as
-        small or as large as was looked for proposes what is smaller or larger still, and examples
-        propose what is like them after quarter turns. The surest finds serve as further examples
-        (query expansion), which also finds what is like them only; and where even the best finds
-        are only fairly like the example, all are judged more kindly.
-
-        Returns:
-            (N, 4) boxes in pixels of the image and (N,) logits, 0 at the cut.
-        """
-        places, logits, by = self._first_round(shown)
-        if outermost := self._outermost(shown, places, logits):
-            more, theirs, _ = self._first_round(outermost)
-            places, logits = places.and_(more), torch.cat([logits, theirs])
-            by = torch.cat([by, torch.zeros_like(theirs, dtype=by.dtype)])
-        most = max(_SURELY_PROPOSED, int(_SECOND_ROUND * (logits > -1).sum()))
-        kept = nms(self._outward(places), logits, _MOVED_IOU)[:most]
-        places, by = places[kept], by[kept]
-        things = self._look(places)
-        every, deltas = self._judge(shown, things)
-        lying = torch.full_like(every[0], -math.inf)
-        for n, one in enumerate(_turned(shown), len(shown)):
-            mine = (by == n).nonzero()[:, 0]
-            if len(mine):
-                theirs, moves = self._head.compare(one.prompt, things[mine])
-                lying[mine] = theirs - _DOUBT
-                better = lying[mine] > every.amax(0)[mine]
-                deltas[mine] = torch.where(better[:, None], moves, deltas[mine])
-        boxes = self._outward(_Places(move(places.boxes, deltas), places.fields))
-        decided = self._decide(shown, boxes, places, things, every, lying)
-        best = torch.maximum(every.amax(0), lying)
-        for one in against:
-            rivals, _ = self._judge([one, *one.turned], things)
-            rivals[1:] -= _DOUBT
-            decided = torch.minimum(decided, _RIVALRY * (best - rivals.amax(0)))
-        return boxes, decided
-
-    def _first_round(self, shown: list[Shown]) -> tuple[_Places, Tensor, Tensor]:
-        """Places that the examples and their quarter turns propose, moved once; what these say of
-        them, (N,) logits; and which one does, (N,), the turned ones after the others."""
-        places, by = self._propose(shown)
-        logits, deltas = self._screen([*shown, *_turned(shown)], self._look(places), by)
-        logits = logits - _DOUBT * (by >= len(shown))
-        return _Places(move(places.boxes, deltas), places.fields), logits, by
-
-    def _outermost(self, shown: list[Shown], places: _Places, logits: Tensor) -> list[Shown]:
-        """The smallest and the largest sure find, those of them that are at the edge of the sizes
-        that were tried."""
-        sure = logits > _SURE
-        places, boxes = places[sure], self._outward(places)[sure]
-        if not len(boxes):
-            return []
-        tried = [
-            size / field.view.zoom
-            for field in self._fields
-            for one in shown
-            for size in one.levels.get(field.level, ())
-        ]
-        roots = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
-        least, most = int(roots.argmin()), int(roots.argmax())
-        chosen: list[tuple[int, tuple[float, ...]]] = []
-        if roots[least] < _EDGE * min(tried):
-            chosen.append((least, OWN))
-        if roots[most] > max(tried) / _EDGE:
-            chosen.append((most, (1.0, *COARSER)))
-        outermost = []
-        for n, shares in chosen:
-            place = places[torch.tensor([n], device=boxes.device)]
-            field, thing = self._fields[int(place.fields)], self._look(place)
-            x0, y0, x1, y1 = boxes[n].tolist()
-            example = Example(shown[0].example.label, False, MAIN_IMAGE, (x0, y0, x1, y1))
-            sizes = tuple(share * example.size * field.view.zoom for share in shares)
-            outermost.append(Shown.of(example, thing, {field.level: sizes}))
-        return outermost
-
-    def _propose(self, shown: list[Shown]) -> tuple[_Places, Tensor]:
-        """Where to look, and (N,) which example wants to, or quarter turn of one."""
-        boxes, fields, by = [], [], []
-        for n, field in enumerate(self._fields):
-            found: list[tuple[Tensor, Tensor, Tensor]] = []
-            first = len(shown)  # of the quarter turns of `one`
-            for m, one in enumerate(shown):
-                if field.level in one.levels:
-                    box, score = self._search(one, field)
-                    least = _PROMISING * score[:3].mean()
-                    promising = score > least
-                    promising[:_SURELY_PROPOSED] = True
-                    found.append(_owned(box[promising], score[promising], m))
-                    for k, lying in enumerate(one.turned, first):
-                        box, score = self._search(lying, field)
-                        promising = score > least
-                        found.append(_owned(box[promising], _LESS * score[promising], k))
-                first += len(one.turned)
-            if found:
-                pooled, scores, owner = map(torch.cat, zip(*found, strict=True))
-                if len(found) > 1:
-                    kept = nms(pooled, scores, 0.6)[:_MOST_PROPOSED]
-                    pooled, owner = pooled[kept], owner[kept]
-                boxes.append(pooled)
-                by.append(owner)
-                fields.append(torch.full((len(pooled),), n, device=pooled.device))
-        return _Places(torch.cat(boxes), torch.cat(fields)), torch.cat(by)
-
-    def _search(self, one: Shown, field: Field) -> tuple[Tensor, Tensor]:
-        """What one example proposes on one field: (N, 4) boxes and (N,) scores, best first."""
-        x0, y0, x1, y1 = one.example.box
-        shape = torch.tensor([x1 - x0, y1 - y0], dtype=torch.float32) / one.example.size
-        sizes = shape * torch.tensor(one.levels[field.level])[:, None]
-        template = Template(one.thing, self._whitening)
-        return propose(template, field.features, sizes.to(field.maps.coarse.device), _MOST_PROPOSED)
-
-    def _screen(self, shown: list[Shown], things: Thing, by: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N,) and moves (N, 4) of things, each by the example that proposed it."""
-        parts, order = [], []
-        for n, one in enumerate(shown):
-            mine = (by == n).nonzero()[:, 0]
-            if len(mine):
-                parts.append(self._head.glance(one.prompt, things[mine]))
-                order.append(mine)
-        back = torch.cat(order).argsort()
-        return torch.cat([p[0] for p in parts])[back], torch.cat([p[1] for p in parts])[back]
-
-    def _look(self, places: _Places) -> Thing:
-        """Read each box on its own field, in the order of the boxes."""
-        parts, order = [], []
-        for n, field in enumerate(self._fields):
-            mine = (places.fields == n).nonzero()[:, 0]
-            if len(mine):
-                parts.append(look(field.maps, places.boxes[mine]))
-                order.append(mine)
-        back = torch.cat(order).argsort()
-        return Thing(
-            torch.cat([part.coarse for part in parts])[back],
-            torch.cat([part.fine for part in parts])[back],
-        )
-
-    def _outward(self, places: _Places) -> Tensor:
-        boxes = torch.empty_like(places.boxes)
-        for n, field in enumerate(self._fields):
-            mine = places.fields == n
-            boxes[mine] = field.view.outward(places.boxes[mine])
-        return boxes
-
-    def _judge(self, shown: list[Shown], things: Thing) -> tuple[Tensor, Tensor]:
-        """Logits of each example, (k, N), and the moves of the one that fits best, (N, 4)."""
-        judged = [self._head.compare(one.prompt, things) for one in shown]
-        logits = torch.stack([logit for logit, _ in judged])
-        rows = torch.arange(logits.shape[1], device=logits.device)
-        return logits, torch.stack([delta for _, delta in judged])[logits.argmax(0), rows]
-
-    def _kinship(self, shown: list[Shown]) -> Tensor:
-        """How much each example is like each other one: (k, k) logits, infinite on the diagonal."""
-        things = Thing(
-            torch.cat([one.thing.coarse for one in shown]),
-            torch.cat([one.thing.fine for one in shown]),
-        )
-        alike = torch.stack([self._head.compare(one.prompt, things)[0] for one in shown])
-        return alike.fill_diagonal_(math.inf)
-
-    def _decide(
-        self,
-        shown: list[Shown],
-        boxes: Tensor,
-        places: _Places,
-        things: Thing,
-        every: Tensor,
-        lying: Tensor,
-    ) -> Tensor:
-        """Logits (N,), 0 at the cut, from those of each example, (k, N), and of any turned one."""
-        logits, best = every.max(0)
-        on = torch.zeros_like(every, dtype=torch.bool)  # the place of an example itself
-        for n, one in enumerate(shown):
-            if one.example.image == MAIN_IMAGE:
-                prompted = torch.tensor([one.example.box], device=boxes.device)
-                on[n] = box_iou(prompted, boxes)[0] >= 0.5
-        decided = logits.clone()
-        supports = (~on.any(0) & (logits > _SURE)).nonzero()[:, 0]
-        supports = supports[nms(boxes[supports], logits[supports], 0.3)[:_SUPPORTS]]
-        hopeful = (logits > _HOPELESS).nonzero()[:, 0]
-        seen, kinship = things[hopeful], self._kinship(shown)
-        speaks = kinship.sigmoid()
-        votes, kin = list(every[:, hopeful]), list(speaks[:, best[hopeful]])
-        for support in supports.tolist():
-            side = places.boxes[support, 2:] - places.boxes[support, :2]
-            one_more = things[slice(support, support + 1)]
-            prompt = head.Prompt.of(one_more, float(side[0] / side[1]))
-            vote, _ = self._head.compare(prompt, seen)
-            votes.append(torch.where(hopeful == support, logits[hopeful], vote))
-            kin.append(speaks[best[support]][best[hopeful]])
-        # Each speaks as far as its example and that of the candidate are alike.
-        weights = torch.stack(kin)
-        decided[hopeful] = (weights * torch.stack(votes)).sum(0) / weights.sum(0)
-        decided = torch.maximum(decided, lying)
-        others = every.masked_fill(on, -math.inf).amax(0)
-        others = torch.maximum(others, lying.masked_fill(on.any(0), -math.inf))
-        expected = _CUT - kindness(boxes, others)
-        if len(shown) > 1:
-            told = (kinship + kinship.T).min().item() / 2 - _LOOSER
-            expected += _TOLD * (min(max(told, 0.0), _STRICTEST) - expected)
-        new = ~on.any(0)
-        return decided - parting(boxes[new], decided[new], expected)
-
-
-def kindness(boxes: Tensor, logits: Tensor) -> float:
-    """How much more kindly a picture is judged whose best finds are only fairly alike.
-
-    Individuals of a kind differ, copies do not, and the three best finds tell. Nothing is added
-    where there are no three good ones: an object without its like is no reason to be kind.
-
-    Args:
-        boxes: (N, 4).
-        logits: (N,), of finds other than the examples; of an example, what the others say of it;
-            -inf, if there is no other.
-    """
-    others = logits[nms(boxes, logits, _SAME)[:_TELLING]]
-    if len(others) < _TELLING:
-        return 0.0
-    likeness = others.mean().item()
-    fair, modest = _KINDNESS * (_ALIKE - likeness), _ONSET * (likeness - _UNLIKE)
-    return min(max(min(fair, modest), 0.0), _KINDEST) if others[0] > _SURE else 0.0
-
-
-def parting(boxes: Tensor, logits: Tensor, expected: float) -> float:
-    """The logit at which a picture's finds part into the like and the unlike.
-
-    That is in the middle of a wide gap close to where it is expected: the product of the gap's
-    width and of a Gaussian round `expected` is the greatest there.
-
-    Args:
-        boxes: (N, 4), of finds that are not examples themselves.
-        logits: (N,).
-        expected: the cut, if there were no gaps.
-    """
-    low, high = expected - _REACH, expected + _REACH
-    near = logits > low
-    boxes, logits = boxes[near].cpu(), logits[near].cpu()
-    found = logits[suppress(boxes, logits, _SAME)].clamp(max=high).tolist()
-    best, cut = 0.0, expected
-    for upper, lower in pairwise([high, *found, low]):
-        middle = (upper + lower) / 2
-        gap = (upper - lower) * math.exp(-(((middle - expected) / _PARTING) ** 2) / 2)
-        if gap > best:
-            best, cut = gap, middle
-    return cut
+    share = one.size / _edge(images[str(one.image)])
+    return Remembered(tuple(poses), x1 - x0, y1 - y0, share)
 
 
 def suggest(scores: Tensor) -> float | None:

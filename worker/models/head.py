@@ -1,7 +1,7 @@
 """The learned part of `exemplar`: what a thing is remembered by, and how alike two things are.
 
 `Embedder` turns the frozen backbone's maps into two small ones. A thing is what `look` reads of
-them inside and just round its box; that, as 8-bit numbers, is also the portable embedding of a
+them inside and just round its box; that, as 4-bit numbers, is also the portable embedding of a
 prompt. Each `Comparator` says of a remembered thing and of candidates whether they are of one
 class, and how the candidates' boxes should move. Trained by ``scripts/train_exemplar.py``; its
 model card stands in docs/exemplar.md.
@@ -62,6 +62,9 @@ class Thing:
 
     def __getitem__(self, index: Tensor | slice) -> "Thing":
         return Thing(self.coarse[index], self.fine[index])
+
+    def to(self, device: torch.device) -> "Thing":
+        return Thing(self.coarse.to(device), self.fine.to(device))
 
 
 class Embedder(nn.Module):
