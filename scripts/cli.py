@@ -234,7 +234,7 @@ def _annotate_options(annotate: argparse.ArgumentParser) -> None:
         choices=get_args(Match),
         help="this very thing, what looks alike, or its whole kind",
     )
-    what.add_argument("--upright", action="store_true", help="nothing that stands otherwise")
+    what.add_argument("--upright", action="store_true", help="nothing that is turned")
     what.add_argument("--mask", action="store_true", help="masks too, if the model has them")
     what.add_argument("--keypoints", action="store_true", help="keypoints too, if it has them")
     out = annotate.add_argument_group("what comes out")

@@ -180,7 +180,7 @@ class Exemplar:
         images = {name: image.to(self.device) for name, image in item.images.items()}
         examples = yield from self._examples(item, images)
         embedding, wished = item.request.task == "embed", item.request.turned
-        turns = _turns(examples, wished or not embedding)
+        turns = _turns(examples, item.request)
         read = yield from _cut_out(images, examples, turns, embedding)
         if embedding:
             kept = [
@@ -291,11 +291,19 @@ class Exemplar:
         )
 
 
-def _turns(examples: list[Example], needed: bool) -> list[tuple[int, ...]]:
-    """The quarter turns in which each example is looked at."""
+def _turns(examples: list[Example], request: Request) -> list[tuple[int, ...]]:
+    """The quarter turns in which each example is looked at.
+
+    Those that are not wished are looked at, too, where something is searched for that must not be
+    taken for them.
+    """
     akin = Counter((one.label, one.negative) for one in examples)
+    rivals = request.task != "embed"
     return [
-        _TURNS if needed and akin[one.label, one.negative] <= _MOST_TURNED else ()
+        _TURNS
+        if akin[one.label, one.negative] <= _MOST_TURNED
+        and (request.turned or (rivals and not one.negative))
+        else ()
         for one in examples
     ]
 

@@ -189,7 +189,7 @@ class Search:
             rivals, _ = self._judge([one, *one.turned], things)
             rivals[1:] -= _DOUBT
             decided = torch.minimum(decided, _RIVALRY * (best - rivals.amax(0)))
-        if unwished := [lying for one in shown for lying in one.unwished]:
+        if unwished := [pose for one in shown for pose in one.unwished]:
             rivals, _ = self._judge(unwished, things)
             decided = torch.minimum(decided, _RIVALRY * (best - rivals.amax(0) + _DOUBT))
         return boxes, decided
