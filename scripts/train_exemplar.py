@@ -51,6 +51,7 @@ def main() -> None:
     command.add_argument("--processes", type=int, default=2)
     command.add_argument("--rate", type=float, default=1.6e-3, help="highest learning rate")
     command.add_argument("--start", type=Path, help="weights to begin with")
+    command.add_argument("--way", type=float, default=1.0, help="share that head.pt goes from them")
     command.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.command == "fetch":
@@ -60,6 +61,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.data / "bank.json").is_file():
         parser.error(f"{options.data} holds no bank: run `fetch` first")
+    if options.way != 1 and not options.start:
+        parser.error("--way is counted from --start: name the weights to begin with")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -194,7 +197,7 @@ def _compare(
     shown = _jitter(boxes[prompt : prompt + 1], sloppy, generator)
     thing = look(maps[0], shown)
     size = shown[0, 2:] - shown[0, :2]
-    remembered = Prompt.of(thing, float(size[0] / size[1]))
+    remembered = Prompt.of(thing)
     same = boxes[classes == classes[prompt]]
     limit = _LARGER * size.prod().sqrt()
     proposed = _proposals(maps, thing, size)
@@ -230,9 +233,7 @@ def _judge(
     large = (tried[:, 2:] - tried[:, :2]).prod(1).sqrt() > limit
     order = torch.cat([(~large).nonzero()[:, 0], large.nonzero()[:, 0]])
     parts = [look(maps[0], tried[~large]), look(maps[1], tried[large] * LEVELS[1])]
-    seen = Thing(torch.cat([p.coarse for p in parts]), torch.cat([p.fine for p in parts]))
-    back = order.argsort()
-    logits, deltas = comparator(remembered, seen[back])
+    logits, deltas = comparator(remembered, Thing.join(parts)[order.argsort()])
     overlap, nearest = box_iou(tried, same).max(1)
     wanted = ((overlap - 0.35) / 0.5).clamp(0, 1)
     error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
@@ -333,7 +334,11 @@ def _save(
         "spent": spent,
         "history": history,
     }
-    for name, content in (("state.pt", state), ("head.pt", mean.state_dict())):
+    learned = mean.state_dict()
+    if options.way != 1:  # as model soups are mixed (Wortsman et al., 2022)
+        start = load(options.start)[0].state_dict()
+        learned = {name: start[name].lerp(kept, options.way) for name, kept in learned.items()}
+    for name, content in (("state.pt", state), ("head.pt", learned)):
         part = options.out / (name + ".part")
         torch.save(content, part)
         part.replace(options.out / name)

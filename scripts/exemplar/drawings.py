@@ -293,9 +293,9 @@ def silhouette(mask: Image.Image, ink: tuple[int, ...]) -> Image.Image:
     return picture
 
 
-def slim(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
-    """A drawing pressed flat, lying or standing."""
-    share = rng.uniform(0.2, 0.6)
+def slim(rng: np.random.Generator, picture: Image.Image, least: float = 0.2) -> Image.Image:
+    """A drawing pressed flat, lying or standing, to `least` or more of its height or width."""
+    share = rng.uniform(least, 0.6)
     width, height = picture.width, max(12, round(picture.height * share))
     if rng.random() < 0.5:
         width, height = max(12, round(picture.width * share)), picture.height

@@ -42,6 +42,8 @@ from scripts.exemplar.sources import Bank, Rgb
 _MOST = {"scattered": (17, 5), "packed": (24, 8), "grid": (28, 8)}  # objects, and of one class
 _CROSSED = {"line": 0.5, "flat": 0.15, "photo": 0.06, "icon": 0.06}  # of scenes, by lines
 _SLIM = 0.15  # of symbols and flat parts
+_PRESSED = 0.3  # of scenes, in which a thing is pressed flat and then is another
+_SLENDER = (0.3, 0.85)  # of scenes of flat parts, and how many of their parts are slim
 _FLAT = ("lucide", "font-awesome", "ph", "mdi", "game-icons", "healthicons")
 _ICONS = {  # how often an icon scene takes its objects from a set
     **{"fluent-3d": 0.15, "fluent-flat": 0.14, "clip-art": 0.2, "noto": 0.16, "emojione": 0.08},
@@ -100,14 +102,15 @@ class Painter:
     def scene(self, seed: int) -> Scene:
         """The scene of a seed: always the same one."""
         rng = np.random.default_rng(seed)
-        mode = rng.choice(["photo", "icon", "line", "flat"], p=[0.23, 0.3, 0.39, 0.08])
+        mode = rng.choice(["photo", "icon", "line", "flat"], p=[0.22, 0.3, 0.38, 0.1])
         canvas, ink = self._background(rng, mode)
         classes = self._classes(rng, mode, ink)
         base = rng.uniform(44, 76)
         spread, turn = [(1.1, 5), (1.4, 18), (1.65, 35), (1.65, 35)][rng.integers(4)]
         if mode == "line" and rng.random() < 0.4:
             turn = 2
-        layout = str(rng.choice(["scattered", "packed", "grid"], p=[0.7, 0.15, 0.15]))
+        packed = 0.35 if mode == "flat" else 0.15
+        layout = str(rng.choice(["scattered", "packed", "grid"], p=[0.85 - packed, packed, 0.15]))
         if layout == "grid":
             base, spread = rng.uniform(38, 60), 1.1
         room = _Room(rng, layout, base, heaped=mode == "flat" and rng.random() < 0.4)
@@ -175,15 +178,19 @@ class Painter:
         return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
     def _classes(self, rng: np.random.Generator, mode: str, ink: tuple[int, ...]) -> list[Draw]:
-        """Three to six classes of a scene's mode."""
+        """Three to six classes of a scene's mode; in some one is another, pressed flat."""
         number = int(rng.integers(3, 7))
         if mode == "flat":
-            return self._flat_classes(rng, number, ink)
-        if mode == "photo":
-            return self._photo_classes(rng, number)
-        if mode == "icon":
-            return self._icon_classes(rng, number)
-        return self._line_classes(rng, number, ink)
+            classes = self._flat_classes(rng, number, ink)
+        elif mode == "photo":
+            classes = self._photo_classes(rng, number)
+        elif mode == "icon":
+            classes = self._icon_classes(rng, number)
+        else:
+            classes = self._line_classes(rng, number, ink)
+        if rng.random() < _PRESSED:
+            classes.append(same(rng, slim(rng, classes[0](), 0.35)))
+        return classes
 
     def _photo_classes(self, rng: np.random.Generator, number: int) -> list[Draw]:
         classes: list[Draw] = []
@@ -212,6 +219,7 @@ class Painter:
     ) -> list[Draw]:
         """Parts in one ink, to be told apart by their outlines."""
         classes: list[Draw] = []
+        slender = _SLENDER[1] if rng.random() < _SLENDER[0] else _SLIM
         for _ in range(number):
             kind = rng.random()
             if kind < 0.6:
@@ -222,7 +230,7 @@ class Painter:
                 group = "clip-art" if kind < 0.85 else self._set(rng, _DRAWINGS)
                 mask = self._one(rng, group).getchannel("A")
             picture = silhouette(mask, ink)
-            if rng.random() < _SLIM:  # as blades and tools are
+            if rng.random() < slender:  # as blades and tools are
                 picture = slim(rng, picture)
             classes.append(same(rng, picture, warp=rng.random() < 0.2))
         return classes

@@ -1,6 +1,7 @@
 """Visual prompting on real photographs: what is found, what is not, and what cannot break it."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from jobs.contract import (
 from jobs.problems import Problem
 from worker.models import extent
 from worker.models.base import Embedding, Finds, Pixels
+from worker.models.embedding import unpack
 from worker.models.exemplar import Exemplar, suggest
 from worker.models.lockstep import together
 from worker.models.regions import CENTRE, STRIDE, FeatureMap, Whitening, grid
@@ -356,6 +358,33 @@ def test_an_embedding_knows_quarter_turns_unless_they_are_not_wished(model: Exem
     for wished, found in ((True, len(faces)), (False, 1)):
         request = Request(prompts=(EmbeddingPrompt(data=turned),), turned=wished)
         assert hits(ask(model, image, request), faces) == (found, 0)
+
+
+def test_an_embedding_knows_the_shape_of_each_pose(model: Exemplar, coins: Pixels) -> None:
+    wide = embed(model, coins, BoxPrompt(box=(60, 60, 140, 100)))
+    (example,) = unpack(wide, model.head_id)
+    shapes = [math.exp(float(pose.aspect)) for pose in example.poses]
+    assert shapes == pytest.approx([2, 0.5, 2, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("shape", "ratio", "flat"),
+    [("ellipse", 2, True), ("rectangle", 2.5, False), ("rectangle", 3, True)],
+)
+def test_what_is_pressed_flat_is_another_thing(
+    model: Exemplar, shape: str, ratio: float, flat: bool
+) -> None:
+    canvas = Image.new("RGB", (640, 420), (225, 220, 210))
+    pen = ImageDraw.Draw(canvas)
+    drawn: tuple[list[Box], list[Box]] = ([], [])
+    for n in range(9):
+        x, y = 70 + n % 5 * 125, 80 + n // 5 * 130
+        side = (30 * math.sqrt(ratio), 30 / math.sqrt(ratio)) if n % 2 else (30, 30)
+        box = (x - side[0], y - side[1], x + side[0], y + side[1])
+        getattr(pen, shape)(box, fill=(60, 70, 90))
+        drawn[n % 2].append(box)
+    found = ask(model, np.array(canvas), Request(prompts=boxes(drawn[flat][0])))
+    assert hits(found, drawn[flat]) == (len(drawn[flat]), 0)
 
 
 def test_only_what_stands_as_the_example_does_is_found_if_wished(model: Exemplar) -> None:

@@ -17,7 +17,7 @@ from scripts.exemplar.quality import calibration_error, count_error, f1, score_q
 from scripts.exemplar.scenes import Painter
 from scripts.exemplar.sources import Bank, is_held_out, photographs
 from worker.models import extent
-from worker.models.head import Maps, Prompt, Thing, load
+from worker.models.head import WEIGHTS, Maps, Prompt, Thing, load
 
 GROUPS = (
     "fluent-3d",
@@ -105,11 +105,26 @@ def test_training_runs_and_goes_on_where_it_stopped(data: Path, tmp_path: Path) 
     assert sum(p.numel() for p in trained.parameters()) < 1_000_000
 
 
+def test_weights_may_go_a_share_of_the_way_that_was_learned(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.train_exemplar", "train", "--processes", "1"]
+    command += ["--data", str(data), "--out", str(tmp_path), "--minutes", "0.02", "--way", "0.25"]
+    refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "name the weights to begin with" in refused.stderr
+    subprocess.run([*command, "--start", str(WEIGHTS)], check=True)
+    begun = load(WEIGHTS)[0].state_dict()
+    learned = torch.load(tmp_path / "state.pt", weights_only=True)["mean"]
+    for name, kept in torch.load(tmp_path / "head.pt", weights_only=True).items():
+        assert torch.allclose(kept, 0.75 * begun[name] + 0.25 * learned[name], atol=1e-6)
+    assert any((learned[name] != begun[name]).any() for name in begun)
+
+
 def test_two_comparators_vote() -> None:
     head, _ = load()
     seed = torch.Generator().manual_seed(0)
-    seen = Thing(torch.randn(5, 81, 48, generator=seed), torch.randn(5, 196, 16, generator=seed))
-    shown = Prompt.of(seen[:1], 1.0)
+    coarse = torch.randn(5, 81, 48, generator=seed)
+    seen = Thing(coarse, torch.randn(5, 196, 16, generator=seed), torch.zeros(5))
+    shown = Prompt.of(seen[:1])
     said = [comparator(shown, seen) for comparator in head.comparators]
     assert (said[0][0] != said[1][0]).all()
     for mean, *each in zip(head.compare(shown, seen), *said, strict=True):

@@ -18,6 +18,7 @@ that made it and no other; it can be shown to any later image.
 A number is of steps, -7 to 7, and stored as 8 more; two share a byte, the first in its lower half.
 """
 
+import math
 import struct
 from dataclasses import dataclass, replace
 
@@ -78,9 +79,9 @@ def unpack(text: str, head_id: bytes) -> list[Remembered]:
     examples: list[Remembered] = []
     for data in portable.read(text, _MAGIC, head_id, _RECORD):
         turns, width, height, share = _SIZE.unpack_from(data)
-        thing = _thing(data)
         if not (1 <= width <= 1e5 and 1 <= height <= 1e5 and 0 < share <= 1):
             raise portable.invalid(_INSANE)
+        thing = _thing(data, math.log(width / height) * (-1) ** turns)
         if turns == 0:
             examples.append(Remembered((thing,), width, height, share))
         elif examples and turns == len(examples[-1].poses) < _POSES:
@@ -91,7 +92,7 @@ def unpack(text: str, head_id: bytes) -> list[Remembered]:
     return examples
 
 
-def _thing(data: bytes) -> Thing:
+def _thing(data: bytes, aspect: float) -> Thing:
     grids: list[Tensor] = []
     at = _SIZE.size
     for cells, channels in _GRIDS:
@@ -103,4 +104,5 @@ def _thing(data: bytes) -> Thing:
         at += _STEP.size + size
     if not all(grid.isfinite().all() for grid in grids):
         raise portable.invalid(_INSANE)
-    return Thing(*grids)
+    coarse, fine = grids
+    return Thing(coarse, fine, torch.tensor([aspect]))

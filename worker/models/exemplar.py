@@ -103,7 +103,7 @@ class Exemplar:
 
     info = ModelInfo(
         name="exemplar",
-        version="8",
+        version="9",
         labels=[],
         tasks=["detect", "embed"],
         prompts=["box", "point", "embedding"],

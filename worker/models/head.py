@@ -10,6 +10,7 @@ model card stands in docs/exemplar.md.
 import hashlib
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ COMPARATORS = 2  # that vote; one more brought nothing
 MAX_DELTA = 0.5
 
 _ANGLES = (-28.0, -14.0, 0.0, 14.0, 28.0)  # degrees at which a thing is held against another
+_SHAPE = 4 + len(_ANGLES)
+_THIN = 1e-3  # pixels; thinner boxes have no aspect
 _REACH = 2  # cells that parts may be displaced by
 # Of stage 1; the coarse map has those of stage 2, see `regions`.
 _FINE_STRIDE, _FINE_CENTRE = 4, 3.5
@@ -55,16 +58,28 @@ class Thing:
     Attributes:
         coarse: (N, 81, 48), row by row.
         fine: (N, 196, 16), row by row.
+        aspect: (N,), logarithm of how many times as wide as high each box is, which the grids
+            do not tell.
     """
 
     coarse: Tensor
     fine: Tensor
+    aspect: Tensor
 
     def __getitem__(self, index: Tensor | slice) -> "Thing":
-        return Thing(self.coarse[index], self.fine[index])
+        return Thing(self.coarse[index], self.fine[index], self.aspect[index])
 
     def to(self, device: torch.device) -> "Thing":
-        return Thing(self.coarse.to(device), self.fine.to(device))
+        return Thing(self.coarse.to(device), self.fine.to(device), self.aspect.to(device))
+
+    @staticmethod
+    def join(things: Sequence["Thing"]) -> "Thing":
+        """All in one, in their order."""
+        return Thing(
+            torch.cat([thing.coarse for thing in things]),
+            torch.cat([thing.fine for thing in things]),
+            torch.cat([thing.aspect for thing in things]),
+        )
 
 
 class Embedder(nn.Module):
@@ -102,9 +117,11 @@ def look(maps: Maps, boxes: Tensor) -> Thing:
 
 def read(maps: Maps, boxes: Tensor, coarse: int, fine: int) -> Thing:
     """Sample both maps on grids of so many cells along each side of (N, 4) boxes."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=_THIN)
     return Thing(
         _sample(maps.coarse, boxes, coarse, STRIDE, CENTRE),
         _sample(maps.fine, boxes, fine, _FINE_STRIDE, _FINE_CENTRE),
+        (sides[:, 0] / sides[:, 1]).log(),
     )
 
 
@@ -132,25 +149,29 @@ class Prompt:
     Attributes:
         coarse, fine: as in `Thing`, of this one thing: (81, 48), (196, 16).
         turned_coarse: (5, 81, 48), at each of the angles; turned_fine: (5, 196, 16).
+        aspect: (1,), as in `Thing`.
     """
 
     coarse: Tensor
     fine: Tensor
+    aspect: Tensor
     turned_coarse: Tensor
     turned_fine: Tensor
 
     @classmethod
-    def of(cls, thing: Thing, aspect: float) -> "Prompt":
-        """Prepare the only thing in `thing`, whose box is `aspect` times as wide as high."""
+    def of(cls, thing: Thing) -> "Prompt":
+        """Prepare the only thing in `thing`."""
+        aspect = thing.aspect.exp()
         return cls(
             thing.coarse[0],
             thing.fine[0],
+            thing.aspect,
             _turn(thing.coarse, COARSE, aspect),
             _turn(thing.fine, FINE, aspect),
         )
 
 
-def _turn(cells: Tensor, side: int, aspect: float) -> Tensor:
+def _turn(cells: Tensor, side: int, aspect: Tensor) -> Tensor:
     """Read a (1, side * side, C) map on grids turned about its middle: (5, side * side, C)."""
     channels = cells.shape[2]
     x = cells.transpose(1, 2).reshape(1, channels, side, side)
@@ -175,7 +196,8 @@ class Comparator(nn.Module):
     Two towers. The coarse one sees, cell by cell, the product of prompt and candidate after the
     prompt was turned to fit, how much rather a cell belongs to the prompt than to its
     surroundings, and whether each part of the prompt is found somewhere in the candidate. The fine
-    one sees edges: products and differences at twice the resolution.
+    one sees edges: products and differences at twice the resolution. Beside them stands how much
+    longer than the prompt the candidate's box is, and how far the prompt had to be turned.
     """
 
     order: Tensor
@@ -205,7 +227,8 @@ class Comparator(nn.Module):
             nn.ReLU(),
             nn.Flatten(),
         )
-        self.decide = nn.Sequential(nn.Linear(64 * 25 + 32 * 16, 128), nn.ReLU(), nn.Linear(128, 5))
+        seen = 64 * 25 + 32 * 16 + _SHAPE
+        self.decide = nn.Sequential(nn.Linear(seen, 128), nn.ReLU(), nn.Linear(128, 5))
         order = _inner_first(COARSE)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("rank", order.argsort(), persistent=False)
@@ -234,11 +257,18 @@ class Comparator(nn.Module):
             [
                 self.coarse(coarse.view(count, -1, COARSE, COARSE)),
                 self.fine(fine.view(count, -1, FINE, FINE)),
+                self._shape(prompt.aspect, candidates.aspect),
+                shares,
             ],
             1,
         )
         out = self.decide(x)
         return out[:, 0] - 1, out[:, 1:].clamp(-MAX_DELTA, MAX_DELTA)
+
+    def _shape(self, prompt: Tensor, found: Tensor) -> Tensor:
+        """(N, 4), of the aspects of a prompt and of N candidates."""
+        longer, own = found - prompt, prompt.expand_as(found)
+        return 2 * torch.stack([longer, longer.abs(), found.abs(), own.abs()], 1)
 
     def _coarse(self, prompt: Prompt, aligned: Tensor, found: Tensor) -> Tensor:
         product = aligned * found

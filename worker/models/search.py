@@ -61,10 +61,6 @@ class Example:
         x0, y0, x1, y1 = self.box
         return math.sqrt((x1 - x0) * (y1 - y0))
 
-    @property
-    def aspect(self) -> float:
-        return (self.box[2] - self.box[0]) / (self.box[3] - self.box[1])
-
     def turned(self, quarters: int) -> "Example":
         """The same after so many quarter turns, on no image."""
         width, height = self.box[2] - self.box[0], self.box[3] - self.box[1]
@@ -117,7 +113,7 @@ class Shown:
         turned: tuple["Shown", ...] = (),
         wished: bool = True,
     ) -> "Shown":
-        prompt = head.Prompt.of(thing, example.aspect)
+        prompt = head.Prompt.of(thing)
         turned, unwished = (turned, ()) if wished else ((), turned)
         return cls(example, thing, prompt, levels, turned, unwished)
 
@@ -288,10 +284,7 @@ class Search:
                 parts.append(look(field.maps, places.boxes[mine]))
                 order.append(mine)
         back = torch.cat(order).argsort()
-        return Thing(
-            torch.cat([part.coarse for part in parts])[back],
-            torch.cat([part.fine for part in parts])[back],
-        )
+        return Thing.join(parts)[back]
 
     def _outward(self, places: _Places) -> Tensor:
         boxes = torch.empty_like(places.boxes)
@@ -309,10 +302,7 @@ class Search:
 
     def _kinship(self, shown: list[Shown]) -> Tensor:
         """How much each example is like each other one: (k, k) logits, infinite on the diagonal."""
-        things = Thing(
-            torch.cat([one.thing.coarse for one in shown]),
-            torch.cat([one.thing.fine for one in shown]),
-        )
+        things = Thing.join([one.thing for one in shown])
         alike = torch.stack([self._head.compare(one.prompt, things)[0] for one in shown])
         return alike.fill_diagonal_(math.inf)
 
@@ -340,9 +330,7 @@ class Search:
         speaks = kinship.sigmoid()
         votes, kin = list(every[:, hopeful]), list(speaks[:, best[hopeful]])
         for support in supports.tolist():
-            side = places.boxes[support, 2:] - places.boxes[support, :2]
-            one_more = things[slice(support, support + 1)]
-            prompt = head.Prompt.of(one_more, float(side[0] / side[1]))
+            prompt = head.Prompt.of(things[slice(support, support + 1)])
             vote, _ = self._head.compare(prompt, seen)
             votes.append(torch.where(hopeful == support, logits[hopeful], vote))
             kin.append(speaks[best[support]][best[hopeful]])
