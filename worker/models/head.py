@@ -31,7 +31,7 @@ COMPARATORS = 2  # that vote; one more brought nothing
 MAX_DELTA = 0.5
 
 _ANGLES = (-28.0, -14.0, 0.0, 14.0, 28.0)  # degrees at which a thing is held against another
-_SHAPE = 4 + len(_ANGLES)
+_SHAPE = 4 + len(_ANGLES)  # numbers that tell of the boxes' aspects and of the angle
 _THIN = 1e-3  # pixels; thinner boxes have no aspect
 _REACH = 2  # cells that parts may be displaced by
 # Of stage 1; the coarse map has those of stage 2, see `regions`.
