@@ -33,7 +33,7 @@ from worker.models.exemplar import Exemplar, suggest
 from worker.models.lockstep import together
 from worker.models.regions import CENTRE, STRIDE, FeatureMap, Whitening, grid
 from worker.models.search import kindness, parting
-from worker.models.views import View, Wanted, plan, quarter, tiles
+from worker.models.views import View, Wanted, plan, tiles, turn
 
 COINS: list[Box] = [
     (x0, y0, x1, y1)
@@ -387,6 +387,28 @@ def test_what_is_pressed_flat_is_another_thing(
     assert hits(found, drawn[flat]) == (len(drawn[flat]), 0)
 
 
+def arrow() -> Image.Image:
+    """An arrow to the right, 70 x 44 pixels, on nothing."""
+    picture = Image.new("RGBA", (70, 44))
+    pen = ImageDraw.Draw(picture)
+    pen.line((4, 22, 60, 22), "black", 7)
+    pen.polygon((44, 4, 66, 22, 44, 40), "black")
+    return picture
+
+
+def test_what_lies_aslant_is_found(model: Exemplar) -> None:
+    canvas = Image.new("RGB", (600, 300), "white")
+    truth: list[Box] = []
+    for n in range(8):
+        drawn = arrow().rotate(45 * n, Image.Resampling.BICUBIC, expand=True)
+        x, y = 30 + 145 * (n % 4), 20 + 140 * (n // 4)
+        canvas.paste(drawn, (x, y), drawn)
+        x0, y0, x1, y1 = drawn.getchannel("A").getbbox() or (0, 0, 0, 0)
+        truth.append((x + x0, y + y0, x + x1, y + y1))
+    found = ask(model, np.array(canvas), Request(prompts=boxes(truth[0])))
+    assert hits(found, truth) == (len(truth), 0)
+
+
 def test_only_what_stands_as_the_example_does_is_found_if_wished(model: Exemplar) -> None:
     canvas = Image.fromarray(photo("rocket")[:384, :512])
     faces = paste(canvas, face(), (*TURNED, (400, 280, 54, 12)))
@@ -397,16 +419,12 @@ def test_only_what_stands_as_the_example_does_is_found_if_wished(model: Exemplar
 def test_an_arrow_to_the_right_is_none_to_the_left_if_nothing_turned_is_wished(
     model: Exemplar,
 ) -> None:
-    canvas = Image.new("RGB", (600, 400), "white")
-    arrow = Image.new("RGB", (70, 44), "white")
-    pen = ImageDraw.Draw(arrow)
-    pen.line((4, 22, 60, 22), "black", 7)
-    pen.polygon((44, 4, 66, 22, 44, 40), "black")
+    canvas, pointing = Image.new("RGB", (600, 400), "white"), arrow()
     found: dict[int, list[Box]] = {turns: [] for turns in range(4)}
     for n in range(20):
         x, y = 40 + 110 * (n % 5), 30 + 90 * (n // 5)
-        drawn = arrow.rotate(90 * (n % 4), expand=True)
-        canvas.paste(drawn, (x, y))
+        drawn = pointing.rotate(90 * (n % 4), expand=True)
+        canvas.paste(drawn, (x, y), drawn)
         found[n % 4].append((x, y, x + drawn.width, y + drawn.height))
     image, right = np.array(canvas), boxes(found[0][0])
     everything = [box for one in found.values() for box in one]
@@ -431,10 +449,28 @@ def test_a_negative_example_keeps_look_alikes_out_that_lie_turned(model: Exempla
 def test_a_box_turns_with_its_view(turns: int) -> None:
     pixels = torch.arange(3 * 32 * 48, dtype=torch.int32).view(1, 3, 32, 48)
     view = View(pixels, torch.zeros(4), torch.ones(4))
-    turned, box = quarter(view, torch.tensor([[5.0, 7.0, 40.0, 19.0]]), turns)
+    turned, box = turn(view, torch.tensor([[5.0, 7.0, 40.0, 19.0]]), 2 * turns)
     x0, y0, x1, y1 = (int(side) for side in box[0])
     inside = torch.rot90(pixels[..., 7:19, 5:40], turns, (2, 3))
     assert torch.equal(turned.pixels[..., y0:y1, x0:x1], inside)
+
+
+@pytest.mark.parametrize("eighths", range(1, 8, 2))
+def test_an_eighth_of_a_turn_shows_a_thing_aslant(eighths: int) -> None:
+    canvas = Image.new("RGB", (160, 128))
+    ImageDraw.Draw(canvas).ellipse((50, 40, 110, 60), fill="white")
+    canvas.putpixel((100, 50), (255, 0, 0))
+    pixels = torch.from_numpy(np.array(canvas)).permute(2, 0, 1)[None]
+    view = View(pixels, torch.zeros(4), torch.ones(4))
+    turned, box = turn(view, torch.tensor([[50.0, 40.0, 111.0, 61.0]]), eighths)
+    ys, xs = (turned.pixels[0, 1] > 128).nonzero().T
+    seen = torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+    assert (seen - box[0]).abs().max() < 1.5
+    reddest = int((turned.pixels[0, 0].int() - turned.pixels[0, 1].int()).argmax())
+    y, x = divmod(reddest, turned.pixels.shape[3])
+    middle = (box[0, :2] + box[0, 2:]) / 2
+    angle = math.degrees(math.atan2(float(middle[1]) - y, x - float(middle[0])))
+    assert (angle - 45 * eighths + 180) % 360 - 180 == pytest.approx(0, abs=6)
 
 
 def test_several_examples_of_one_label_find_what_any_of_them_does(model: Exemplar) -> None:

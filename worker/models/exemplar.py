@@ -8,7 +8,7 @@ objects, not the members of a class.
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +38,10 @@ from worker.models.outline import outline
 from worker.models.overlap import nms
 from worker.models.regions import Whitening, suppress
 from worker.models.search import Example, Field, Search, Shown
-from worker.models.views import EXAMPLE, View, Wanted, clip, cut, plan, quarter, tiles
+from worker.models.views import EXAMPLE, View, Wanted, clip, cut, plan, tiles, turn
 
 _BATCH = 8  # images, and views of one shape, that a GPU takes at a time; one keeps a CPU core busy
-_TURNS = (1, 2, 3)  # quarters
+_TURNS = range(1, 8)  # eighths; an embedding has the quarters only, which keeps it small
 _MOST_TURNED = 4  # examples of a label; more show the angles themselves
 _SHARPNESS = 2.0  # what one more logit is worth
 _STRICTER: dict[Match, float] = {"strict": 0.6, "normal": 0.0, "kind": -0.8}
@@ -291,16 +291,17 @@ class Exemplar:
         )
 
 
-def _turns(examples: list[Example], request: Request) -> list[tuple[int, ...]]:
-    """The quarter turns in which each example is looked at.
+def _turns(examples: list[Example], request: Request) -> list[Sequence[int]]:
+    """The eighths of a turn after which each example is looked at, too.
 
     Those that are not wished are looked at, too, where something is searched for that must not be
     taken for them.
     """
     akin = Counter((one.label, one.negative) for one in examples)
     rivals = request.task != "embed"
+    turns = _TURNS if rivals else _TURNS[1::2]
     return [
-        _TURNS
+        turns
         if akin[one.label, one.negative] <= _MOST_TURNED
         and (request.turned or (rivals and not one.negative))
         else ()
@@ -309,9 +310,9 @@ def _turns(examples: list[Example], request: Request) -> list[tuple[int, ...]]:
 
 
 def _cut_out(
-    images: dict[str, Tensor], examples: list[Example], turns: list[tuple[int, ...]], all_: bool
+    images: dict[str, Tensor], examples: list[Example], turns: list[Sequence[int]], all_: bool
 ) -> Steps[dict[tuple[int, int], Thing]]:
-    """Examples after quarter turns, by place and turns: as they were kept, or cut out and read at
+    """Examples after turns, by place and eighths: as they were kept, or cut out and read at
     their working scale. Those of the main image that are not turned are left out unless `all_`.
     """
     device = images[MAIN_IMAGE].device
@@ -319,7 +320,7 @@ def _cut_out(
         (n, t): pose.to(device)
         for n, one in enumerate(examples)
         if one.remembered
-        for t, pose in enumerate(one.remembered.poses)
+        for t, pose in zip(range(0, 8, 2), one.remembered.poses, strict=False)
     }
     poses = [
         (n, t)
@@ -332,7 +333,7 @@ def _cut_out(
     for n, t in poses:
         one = examples[n]
         scale = min(3.0, EXAMPLE / one.size)
-        cuts.append(quarter(*cut(images[str(one.image)], one.box, scale), t))
+        cuts.append(turn(*cut(images[str(one.image)], one.box, scale), t))
     maps = yield [view for view, _ in cuts]
     found = [look(each, box) for each, (_, box) in zip(maps, cuts, strict=True)]
     return read | dict(zip(poses, found, strict=True))

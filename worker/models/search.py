@@ -18,13 +18,13 @@ from worker.models.head import Maps, Thing, look, move
 from worker.models.overlap import box_iou, nms
 from worker.models.proposals import Template, propose
 from worker.models.regions import FeatureMap, Whitening, suppress
-from worker.models.views import COARSER, OWN, View
+from worker.models.views import COARSER, OWN, View, turned
 
 _MOST_PROPOSED = 300  # of one example on one view
 _SURELY_PROPOSED = 40
 _PROMISING = 0.4  # share of the best proposals' score from which others are looked at, too
 _EDGE = 1.25  # times the smallest size tried, or a share of the largest: there may be more beyond
-_LESS, _DOUBT = 0.8, 1.6  # of a quarter turn's proposals, times; of its verdicts, logits
+_LESS, _DOUBT = 0.8, 1.6  # of a turned example's proposals, times; of its verdicts, logits
 _SECOND_ROUND = 1.5  # candidates for it, for each find that the first round expects
 _MOVED_IOU = 0.75  # from which two candidates are one after the first round
 _TELLING, _SAME = 3, 0.4  # finds that say how alike things are here; IoU that makes two one
@@ -61,11 +61,10 @@ class Example:
         x0, y0, x1, y1 = self.box
         return math.sqrt((x1 - x0) * (y1 - y0))
 
-    def turned(self, quarters: int) -> "Example":
-        """The same after so many quarter turns, on no image."""
+    def turned(self, eighths: int) -> "Example":
+        """The same after so many eighths of a turn, on no image."""
         width, height = self.box[2] - self.box[0], self.box[3] - self.box[1]
-        if quarters % 2:
-            width, height = height, width
+        width, height = turned(width, height, eighths)
         return Example(self.label, self.negative, None, (0, 0, width, height))
 
 
@@ -93,7 +92,7 @@ class Shown:
 
     Attributes:
         levels: on which to look for its like, with the sizes to try: roots of the area in pixels.
-        turned: the same after quarter turns, if what lies so is wished.
+        turned: the same after turns, if what lies so is wished.
         unwished: the same, if it is not.
     """
 
@@ -153,7 +152,7 @@ class Search:
 
         Proposals are judged, moved, judged again and moved again. A sure find that is about as
         small or as large as was looked for proposes what is smaller or larger still, and examples
-        propose what is like them after quarter turns, or lose what is rather like these. The surest
+        propose what is like them after turns, or lose what is rather like these. The surest
         finds serve as further examples (query expansion), which also finds what is like them only;
         and where even the best finds are only fairly like the example, all are judged more kindly.
 
@@ -191,7 +190,7 @@ class Search:
         return boxes, decided
 
     def _first_round(self, shown: list[Shown]) -> tuple[_Places, Tensor, Tensor]:
-        """Places that the examples and their quarter turns propose, moved once; what these say of
+        """Places that the examples and their turned ones propose, moved once; what these say of
         them, (N,) logits; and which one does, (N,), the turned ones after the others."""
         places, by = self._propose(shown)
         logits, deltas = self._screen([*shown, *_turned(shown)], self._look(places), by)
@@ -229,11 +228,11 @@ class Search:
         return outermost
 
     def _propose(self, shown: list[Shown]) -> tuple[_Places, Tensor]:
-        """Where to look, and (N,) which example wants to, or quarter turn of one."""
+        """Where to look, and (N,) which example wants to, or turned one."""
         boxes, fields, by = [], [], []
         for n, field in enumerate(self._fields):
             found: list[tuple[Tensor, Tensor, Tensor]] = []
-            first = len(shown)  # of the quarter turns of `one`
+            first = len(shown)  # of the turned ones of `one`
             for m, one in enumerate(shown):
                 if field.level in one.levels:
                     box, score = self._search(one, field)

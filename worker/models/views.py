@@ -170,18 +170,49 @@ def cut(image: Tensor, box: Box, scale: float) -> tuple[View, Tensor]:
     return view, view.inward(torch.tensor([box], dtype=torch.float32, device=image.device))
 
 
-def quarter(view: View, box: Tensor, turns: int) -> tuple[View, Tensor]:
-    """A view and a (1, 4) box in its pixels after quarter turns, each to the left.
+def turn(view: View, box: Tensor, eighths: int) -> tuple[View, Tensor]:
+    """A view and a (1, 4) box in its pixels after so many eighths of a turn, each to the left.
 
     The view's place in the image is lost.
     """
-    pixels = torch.rot90(view.pixels, turns, (2, 3))
+    if eighths % 2:
+        view, box = _aslant(view, box)
+    pixels = torch.rot90(view.pixels, eighths // 2, (2, 3))
     x0, y0, x1, y1 = box.unbind(1)
     height, width = view.pixels.shape[2:]
-    for _ in range(turns):
+    for _ in range(eighths // 2):
         x0, y0, x1, y1 = y0, width - x1, y1, width - x0
         height, width = width, height
     return View(pixels, view.origin, view.scale), torch.stack([x0, y0, x1, y1], 1)
+
+
+def turned(width: float, height: float, eighths: int) -> tuple[float, float]:
+    """Width and height of a box of that size after eighths of a turn, of an odd number as if an
+    ellipse filled it."""
+    if eighths % 2:
+        side = math.hypot(width, height) / math.sqrt(2)
+        return side, side
+    return (height, width) if eighths % 4 else (width, height)
+
+
+def _aslant(view: View, box: Tensor) -> tuple[View, Tensor]:
+    """The middle of a view, with a (1, 4) box and half its size round it, an eighth of a turn to
+    the left."""
+    (width, height), middle = (box[0, 2:] - box[0, :2]).tolist(), (box[0, :2] + box[0, 2:]) / 2
+    wanted = math.hypot(width, height) + math.sqrt(width * height)
+    side = max(_MIN_SIDE, round(wanted / STRIDE) * STRIDE)
+    at = (torch.arange(side, device=box.device) + 0.5 - side / 2) / math.sqrt(2)
+    v, u = torch.meshgrid(at, at, indexing="ij")
+    size = torch.tensor(view.pixels.shape[:1:-1], device=box.device)
+    grid = 2 * (torch.stack([u - v, u + v], -1) + middle) / size - 1
+    pixels = F.grid_sample(
+        view.pixels.float(), grid[None], padding_mode="border", align_corners=False
+    )
+    half = torch.tensor(turned(width, height, 1), device=box.device) / 2
+    return (
+        View(pixels.round().to(torch.uint8), view.origin, view.scale),
+        torch.cat([side / 2 - half, side / 2 + half])[None],
+    )
 
 
 def render(image: Tensor, window: tuple[int, int, int, int], scale: float) -> View:
