@@ -13,6 +13,8 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,17 @@ from worker.models.head import COMPARATORS, Embedder, Head, Maps, Prompt, Thing,
 from worker.models.overlap import box_iou
 from worker.models.proposals import Template, propose
 from worker.models.regions import FeatureMap, Whitening
-from worker.models.views import COARSER, OWN, RATIO
+from worker.models.views import COARSER, OWN, RATIO, cut, turn
 
 LEVELS = (1.0, 1 / RATIO)  # of the picture; the smaller one for what is larger than the prompt
 _LARGER = 1.26  # times the prompt: from there on the smaller level
 _PROPOSED = (56, 24)  # candidates on each level
 _HARDEST = 36  # of them are learned from: those that the head of the moment takes for finds
 _ALONE = 0.25  # of the prompts are of things that have no like
+_POSED = (0.15, 0.8)  # of the prompts are shown turned; and where things lie at any angle
+_BENT = 35.0  # degrees from the pose up to which a thing is to be known by it
 _AGAIN = 44  # candidates that are moved and judged a second time
+_NOWHERE = torch.tensor([[-9.0, -9.0, -8.0, -8.0]])
 _MOMENTUM = 0.997  # of the running mean of the weights, which is what is kept
 
 
@@ -160,13 +165,18 @@ def _step(
     boxes, classes = torch.from_numpy(scene.boxes), torch.from_numpy(scene.classes)
     if len(boxes) < 3:
         return None
-    with torch.no_grad():
-        stages = [backbone(level(planes(scene), scale)) for scale in LEVELS]
-    maps = [head.embedder(*stage) for stage in stages]
-    losses = [
-        _compare(head.comparators[n % COMPARATORS], maps, boxes, classes, prompt, generator)
-        for n, prompt in enumerate(_prompts(boxes, classes, generator), first)
-    ]
+
+    def embed(pixels: Tensor) -> Maps:
+        with torch.no_grad():
+            stages = backbone(pixels)
+        maps: Maps = head.embedder(*stages)
+        return maps
+
+    maps = [embed(level(planes(scene), scale)) for scale in LEVELS]
+    losses = []
+    for n, prompt in enumerate(_prompts(boxes, classes, generator), first):
+        shown = pose(scene, prompt, embed, maps[0], generator)
+        losses.append(_compare(head.comparators[n % COMPARATORS], maps, shown, generator))
     return torch.stack(losses).mean(0)
 
 
@@ -185,38 +195,80 @@ def _prompts(boxes: Tensor, classes: Tensor, generator: torch.Generator) -> list
     return chosen or [int(sizes.argmax())]
 
 
-def _compare(
-    comparator: nn.Module,
-    maps: list[Maps],
-    boxes: Tensor,
-    classes: Tensor,
+@dataclass(frozen=True)
+class Posed:
+    """A prompt, and what it is to find.
+
+    Attributes:
+        thing: of it.
+        size: (2,) width and height that it has, or would have in its pose.
+        box: (1, 4) of it, moved a little.
+        same: (N, 4) boxes of its class that lie about as it does in its pose.
+        other: boxes of other classes.
+        open_: boxes of its class that lie otherwise: nothing is asked of them.
+    """
+
+    thing: Thing
+    size: Tensor
+    box: Tensor
+    same: Tensor
+    other: Tensor
+    open_: Tensor
+
+
+def pose(
+    scene: Scene,
     prompt: int,
+    embed: Callable[[Tensor], Maps],
+    maps: Maps,
     generator: torch.Generator,
-) -> Tensor:
+) -> Posed:
+    """A prompt of a scene, as it stands or as a search turns it: by eighths, mostly as another of
+    its class lies."""
+    boxes, classes = torch.from_numpy(scene.boxes), torch.from_numpy(scene.classes)
     sloppy = 0.09 if torch.rand((), generator=generator) < 0.35 else 0.03
-    shown = _jitter(boxes[prompt : prompt + 1], sloppy, generator)
-    thing = look(maps[0], shown)
-    size = shown[0, 2:] - shown[0, :2]
-    remembered = Prompt.of(thing)
-    same = boxes[classes == classes[prompt]]
-    limit = _LARGER * size.prod().sqrt()
-    proposed = _proposals(maps, thing, size)
+    box = _jitter(boxes[prompt : prompt + 1], sloppy, generator)
+    alike = classes == classes[prompt]
+    apart = torch.from_numpy(scene.turns) - scene.turns[prompt]
+    whirled = bool(apart.abs().max() > 2 * _BENT)
+    eighths = 0
+    if torch.rand((), generator=generator) < _POSED[whirled]:
+        eighths = int(torch.randint(8, (), generator=generator))
+        others = apart[alike & (torch.arange(len(alike)) != prompt)]
+        if whirled and len(others):
+            one = others[int(torch.randint(len(others), (), generator=generator))]
+            eighths = round(float(one) / 45) % 8
+    thing, size = look(maps, box), box[0, 2:] - box[0, :2]
+    if eighths:
+        x0, y0, x1, y1 = box[0].tolist()
+        view, place = turn(*cut(planes(scene)[0], (x0, y0, x1, y1), 1.0), eighths)
+        thing, size = look(embed(view.pixels), place), place[0, 2:] - place[0, :2]
+    off = (apart - 45 * eighths + 180) % 360 - 180
+    known = alike & (off.abs() <= _BENT) if eighths or whirled else alike
+    return Posed(thing, size, box, boxes[known], boxes[~alike], boxes[alike & ~known])
+
+
+def _compare(
+    comparator: nn.Module, maps: list[Maps], shown: Posed, generator: torch.Generator
+) -> Tensor:
+    remembered = Prompt.of(shown.thing)
+    proposed = _proposals(maps, shown.thing, shown.size)
     with torch.no_grad():
-        _, verdicts, _ = _judge(comparator, maps, remembered, proposed, same, limit)
+        _, verdicts, _ = _judge(comparator, maps, remembered, proposed, shown)
     hardest = verdicts.topk(min(_HARDEST, len(proposed))).indices
     tried = torch.cat(
         [
-            shown,
-            _around(boxes[classes == classes[prompt]], 6, generator),
-            _around(boxes[classes != classes[prompt]], 2, generator),
-            _anywhere(size, 4, generator),
+            shown.box,
+            _around(shown.same, 6, generator),
+            _around(shown.other, 2, generator),
+            _anywhere(shown.size, 4, generator),
             proposed[hardest],
         ]
     )
-    first, logits, deltas = _judge(comparator, maps, remembered, tried, same, limit)
+    first, logits, deltas = _judge(comparator, maps, remembered, tried, shown)
     worst = logits.detach().topk(min(_AGAIN, len(tried))).indices
     moved = move(tried[worst], deltas[worst].detach())
-    second, *_ = _judge(comparator, maps, remembered, moved, same, limit)
+    second, *_ = _judge(comparator, maps, remembered, moved, shown)
     return torch.cat([first, second])
 
 
@@ -225,23 +277,25 @@ def _judge(
     maps: list[Maps],
     remembered: Prompt,
     tried: Tensor,
-    same: Tensor,
-    limit: Tensor,
+    shown: Posed,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (2,), logits and deltas of boxes, each seen on the level that fits its size."""
     tried = tried.detach()
+    limit = _LARGER * shown.size.prod().sqrt()
     large = (tried[:, 2:] - tried[:, :2]).prod(1).sqrt() > limit
     order = torch.cat([(~large).nonzero()[:, 0], large.nonzero()[:, 0]])
     parts = [look(maps[0], tried[~large]), look(maps[1], tried[large] * LEVELS[1])]
     logits, deltas = comparator(remembered, Thing.join(parts)[order.argsort()])
+    same = torch.cat([shown.same, _NOWHERE])
     overlap, nearest = box_iou(tried, same).max(1)
+    asked = box_iou(tried, torch.cat([shown.open_, _NOWHERE])).amax(1) <= overlap.clamp(min=0.2)
     wanted = ((overlap - 0.35) / 0.5).clamp(0, 1)
     error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    weight = (logits.detach().sigmoid() - wanted).abs() + 0.05
+    weight = asked * ((logits.detach().sigmoid() - wanted).abs() + 0.05)
     close = overlap > 0.3
     target = _deltas(tried[close], same[nearest[close]])
     box = F.smooth_l1_loss(deltas[close], target, beta=0.1) if close.any() else 0 * logits.sum()
-    return torch.stack([(weight * error).sum() / weight.sum(), 4 * box]), logits, deltas
+    return torch.stack([(weight * error).sum() / (weight.sum() + 1e-3), 4 * box]), logits, deltas
 
 
 def _proposals(maps: list[Maps], thing: Thing, size: Tensor) -> Tensor:

@@ -42,8 +42,9 @@ from scripts.exemplar.sources import Bank, Rgb
 _MOST = {"scattered": (17, 5), "packed": (24, 8), "grid": (28, 8)}  # objects, and of one class
 _CROSSED = {"line": 0.5, "flat": 0.15, "photo": 0.06, "icon": 0.06}  # of scenes, by lines
 _SLIM = 0.15  # of symbols and flat parts
-_PRESSED = 0.3  # of scenes, in which a thing is pressed flat and then is another
+_PRESSED = 0.1  # of scenes, in which a thing is pressed flat and then is another
 _SLENDER = (0.3, 0.85)  # of scenes of flat parts, and how many of their parts are slim
+_WHIRLED = 0.25  # of scenes without symbols and letters, in which things lie at any angle
 _FLAT = ("lucide", "font-awesome", "ph", "mdi", "game-icons", "healthicons")
 _ICONS = {  # how often an icon scene takes its objects from a set
     **{"fluent-3d": 0.15, "fluent-flat": 0.14, "clip-art": 0.2, "noto": 0.16, "emojione": 0.08},
@@ -64,11 +65,13 @@ class Scene:
         pixels: (H, W, 3) uint8, RGB.
         boxes: (N, 4) float32, of the visible pixels.
         classes: (N,) int64.
+        turns: (N,) float32, degrees that each is turned to the left.
     """
 
     pixels: Rgb
     boxes: NDArray[np.float32]
     classes: NDArray[np.int64]
+    turns: NDArray[np.float32]
 
 
 class Painter:
@@ -109,6 +112,8 @@ class Painter:
         spread, turn = [(1.1, 5), (1.4, 18), (1.65, 35), (1.65, 35)][rng.integers(4)]
         if mode == "line" and rng.random() < 0.4:
             turn = 2
+        if mode != "line" and rng.random() < _WHIRLED:
+            turn = 180
         packed = 0.35 if mode == "flat" else 0.15
         layout = str(rng.choice(["scattered", "packed", "grid"], p=[0.85 - packed, packed, 0.15]))
         if layout == "grid":
@@ -123,20 +128,24 @@ class Painter:
             enlarged=0.8 if rng.random() < 0.12 else 0.0,
         )
         labels: list[int] = []
+        turns: list[float] = []
         for n in _order(rng, len(classes), *_MOST[layout]):
             size = base * spread ** rng.uniform(-1, 1)
-            piece = _vary(rng, classes[n](), size, look)
+            turned = rng.uniform(-look.turn, look.turn)
+            piece = _vary(rng, classes[n](), size, turned, look)
             place = room.take(piece) if piece else None
             if piece is None or place is None:
                 continue
             canvas.paste(piece, place, piece)
             labels.append(int(n))
+            turns.append(turned)
         if room.boxes and rng.random() < _CROSSED[mode]:
             cross(rng, ImageDraw.Draw(canvas), ink, room.boxes)
         return Scene(
             _photograph(rng, canvas),
             np.array(room.boxes, np.float32).reshape(-1, 4),
             np.array(labels, np.int64),
+            np.array(turns, np.float32),
         )
 
     def _background(
@@ -427,9 +436,10 @@ class _Look(NamedTuple):
 
 
 def _vary(
-    rng: np.random.Generator, picture: Image.Image, size: float, look: _Look
+    rng: np.random.Generator, picture: Image.Image, size: float, turn: float, look: _Look
 ) -> Image.Image | None:
-    """One instance: resized to `size` (root of the area), turned, stretched and lit its own way."""
+    """One instance: resized to `size` (root of the area), turned by so many degrees, stretched and
+    lit its own way."""
     stretch = math.exp(rng.normal(0, 0.06))
     scale = size / math.sqrt(picture.width * picture.height)
     sides = (
@@ -440,7 +450,6 @@ def _vary(
         few = (max(4, round(sides[0] * look.coarse)), max(4, round(sides[1] * look.coarse)))
         picture = picture.resize(few, Image.Resampling.BILINEAR, reducing_gap=2)
     piece = picture.resize(sides, Image.Resampling.BILINEAR, reducing_gap=2)
-    turn = rng.uniform(-look.turn, look.turn)
     piece = piece.rotate(turn, Image.Resampling.BICUBIC, expand=True)
     box = piece.getchannel("A").point(lambda alpha: 255 * (alpha > 100)).getbbox()
     if box is None or min(box[2] - box[0], box[3] - box[1]) < 6:

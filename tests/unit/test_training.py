@@ -8,16 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from jobs.contract import Box
 from scripts.exemplar import pictures
 from scripts.exemplar.drawings import HEIGHT, WIDTH
 from scripts.exemplar.pictures import Gallery, Query
 from scripts.exemplar.quality import calibration_error, count_error, f1, score_query
-from scripts.exemplar.scenes import Painter
+from scripts.exemplar.scenes import Painter, Scene
 from scripts.exemplar.sources import Bank, is_held_out, photographs
-from worker.models import extent
-from worker.models.head import WEIGHTS, Maps, Prompt, Thing, load
+from scripts.train_exemplar import planes, pose
+from worker.models import efficientnet_lite, extent
+from worker.models.head import WEIGHTS, Maps, Prompt, Thing, load, look
 
 GROUPS = (
     "fluent-3d",
@@ -62,7 +66,7 @@ def test_a_scene_is_drawn_from_its_seed_alone(data: Path) -> None:
         assert one.pixels.shape == (HEIGHT, WIDTH, 3)
         assert (one.pixels == two.pixels).all()
         assert (one.boxes == two.boxes).all()
-        assert len(one.boxes) == len(one.classes) > 0
+        assert len(one.boxes) == len(one.classes) == len(one.turns) > 0
         assert (one.boxes[:, 2:] > one.boxes[:, :2]).all()
         assert (one.boxes >= 0).all()
         assert (one.boxes <= (WIDTH, HEIGHT, WIDTH, HEIGHT)).all()
@@ -117,6 +121,43 @@ def test_weights_may_go_a_share_of_the_way_that_was_learned(data: Path, tmp_path
     for name, kept in torch.load(tmp_path / "head.pt", weights_only=True).items():
         assert torch.allclose(kept, 0.75 * begun[name] + 0.25 * learned[name], atol=1e-6)
     assert any((learned[name] != begun[name]).any() for name in begun)
+
+
+def test_a_prompt_that_is_shown_turned_is_to_find_what_lies_so() -> None:
+    angles, places = (0.0, 90.0, 101.0, 180.0, 90.0), (40, 130, 220, 310, 400)
+    canvas, boxes = Image.new("RGB", (WIDTH, HEIGHT), "white"), []
+    for angle, x in zip(angles, places, strict=True):
+        sign = Image.new("RGBA", (64, 64))
+        ImageDraw.Draw(sign).polygon((6, 4, 60, 32, 6, 60, 6, 40), "black")
+        drawn = sign.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+        canvas.paste(drawn, (x, 100), drawn)
+        boxes.append((x, 100, x + drawn.width, 100 + drawn.height))
+    scene = Scene(
+        np.array(canvas),
+        np.array(boxes, np.float32),
+        np.array((0, 0, 0, 0, 1)),
+        np.array(angles, np.float32),
+    )
+    embedder, backbone = load()[0].embedder, efficientnet_lite.load()
+
+    def embed(pixels: Tensor) -> Maps:
+        with torch.no_grad():
+            maps: Maps = embedder(*backbone(pixels))
+        return maps
+
+    whole = embed(planes(scene))
+    seen = look(whole, torch.from_numpy(scene.boxes)).coarse.flatten(1)
+    found = set()
+    for seed in range(24):
+        posed = pose(scene, 0, embed, whole, torch.Generator().manual_seed(seed))
+        wanted = [n for n in range(4) if scene.boxes[n].tolist() in posed.same.tolist()]
+        left = [n for n in range(4) if scene.boxes[n].tolist() in posed.open_.tolist()]
+        found.add((*wanted,))
+        assert sorted(wanted + left) == [0, 1, 2, 3]
+        assert posed.other.tolist() == scene.boxes[4:].tolist()
+        like = F.cosine_similarity(posed.thing.coarse.flatten(1), seen[:4])
+        assert int(like.argmax()) in wanted
+    assert found == {(0,), (1, 2), (3,)}
 
 
 def test_two_comparators_vote() -> None:
