@@ -103,7 +103,7 @@ class Exemplar:
 
     info = ModelInfo(
         name="exemplar",
-        version="9",
+        version="10",
         labels=[],
         tasks=["detect", "embed"],
         prompts=["box", "point", "embedding"],
