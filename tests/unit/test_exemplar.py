@@ -417,6 +417,23 @@ def test_what_lies_aslant_is_found(model: Exemplar) -> None:
     assert hits(found, truth) == (len(truth), 0)
 
 
+@pytest.mark.parametrize(("box", "aslant"), [((10, 100, 590, 140), 4), ((10, 100, 590, 104), 0)])
+def test_a_slim_example_is_not_laid_aslant_on_a_large_view(
+    model: Exemplar, monkeypatch: pytest.MonkeyPatch, box: Box, aslant: int
+) -> None:
+    run, seen = model.run, []
+
+    def spied(pixels: Tensor) -> tuple[Tensor, ...]:
+        seen.append(tuple(pixels.shape[2:]))
+        return run(pixels)
+
+    monkeypatch.setattr(model, "run", spied)
+    ask(model, np.full((400, 600, 3), 200, np.uint8), Request(prompts=boxes(box)))
+    square = [height for height, width in seen if height == width]
+    assert len(square) == aslant
+    assert all(side <= 320 for side in square)
+
+
 def test_only_what_stands_as_the_example_does_is_found_if_wished(model: Exemplar) -> None:
     canvas = Image.fromarray(photo("rocket")[:384, :512])
     faces = paste(canvas, face(), (*TURNED, (400, 280, 54, 12)))

@@ -43,6 +43,7 @@ from worker.models.views import EXAMPLE, View, Wanted, clip, cut, plan, tiles, t
 _BATCH = 8  # images, and views of one shape, that a GPU takes at a time; one keeps a CPU core busy
 _TURNS = range(1, 8)  # eighths; an embedding has the quarters only, which keeps it small
 _MOST_TURNED = 4  # examples of a label; more show the angles themselves
+_SLIMMEST = 16.0  # times as long as wide: a slimmer one aslant would need a large view for little
 _SHARPNESS = 2.0  # what one more logit is worth
 _STRICTER: dict[Match, float] = {"strict": 0.6, "normal": 0.0, "kind": -0.8}
 _ACROSS_LABELS = 0.6  # IoU from which two labels claim one object
@@ -299,14 +300,16 @@ def _turns(examples: list[Example], request: Request) -> list[Sequence[int]]:
     """
     akin = Counter((one.label, one.negative) for one in examples)
     rivals = request.task != "embed"
-    turns = _TURNS if rivals else _TURNS[1::2]
-    return [
-        turns
-        if akin[one.label, one.negative] <= _MOST_TURNED
-        and (request.turned or (rivals and not one.negative))
-        else ()
-        for one in examples
-    ]
+    turns: list[Sequence[int]] = []
+    for one in examples:
+        looked_at = request.turned or (rivals and not one.negative)
+        if not looked_at or akin[one.label, one.negative] > _MOST_TURNED:
+            turns.append(())
+        elif rivals and one.slimness <= _SLIMMEST:
+            turns.append(_TURNS)
+        else:
+            turns.append(_TURNS[1::2])
+    return turns
 
 
 def _cut_out(

@@ -61,6 +61,12 @@ class Example:
         x0, y0, x1, y1 = self.box
         return math.sqrt((x1 - x0) * (y1 - y0))
 
+    @property
+    def slimness(self) -> float:
+        """How many times as long as wide, or as wide as long."""
+        x0, y0, x1, y1 = self.box
+        return max((x1 - x0) / (y1 - y0), (y1 - y0) / (x1 - x0))
+
     def turned(self, eighths: int) -> "Example":
         """The same after so many eighths of a turn, on no image."""
         width, height = self.box[2] - self.box[0], self.box[3] - self.box[1]
