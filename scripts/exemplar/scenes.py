@@ -44,7 +44,7 @@ _CROSSED = {"line": 0.5, "flat": 0.15, "photo": 0.06, "icon": 0.06}  # of scenes
 _SLIM = 0.15  # of symbols and flat parts
 _PRESSED = 0.1  # of scenes, in which a thing is pressed flat and then is another
 _SLENDER = (0.3, 0.85)  # of scenes of flat parts, and how many of their parts are slim
-_WHIRLED = 0.25  # of scenes without symbols and letters, in which things lie at any angle
+_WHIRLED = 0.25  # of scenes but those of lines, in which things lie at any angle
 _FLAT = ("lucide", "font-awesome", "ph", "mdi", "game-icons", "healthicons")
 _ICONS = {  # how often an icon scene takes its objects from a set
     **{"fluent-3d": 0.15, "fluent-flat": 0.14, "clip-art": 0.2, "noto": 0.16, "emojione": 0.08},

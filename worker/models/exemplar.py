@@ -332,11 +332,11 @@ def _cut_out(
         for t in (0, *turns[n])
         if t or all_ or one.image != MAIN_IMAGE
     ]
-    cuts = []
-    for n, t in poses:
+    whole = {}
+    for n in dict.fromkeys(n for n, _ in poses):
         one = examples[n]
-        scale = min(3.0, EXAMPLE / one.size)
-        cuts.append(turn(*cut(images[str(one.image)], one.box, scale), t))
+        whole[n] = cut(images[str(one.image)], one.box, min(3.0, EXAMPLE / one.size))
+    cuts = [turn(*whole[n], t) for n, t in poses]
     maps = yield [view for view, _ in cuts]
     found = [look(each, box) for each, (_, box) in zip(maps, cuts, strict=True)]
     return read | dict(zip(poses, found, strict=True))
