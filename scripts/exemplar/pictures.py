@@ -99,6 +99,7 @@ class Gallery:
             "glyphs": self._glyphs,
             "individuals of a kind": self._kinds,
             "icons at any angle": self._turned,
+            "crowds of individuals": self._crowds,
         }
         for number, (row, draw) in enumerate(drawn.items()):
             for n in range(count):
@@ -191,10 +192,7 @@ class Gallery:
         """Other coins, other skin tones, other fonts: never the same individual twice."""
         which = rng.integers(3)
         if which == 0:
-            canvas = _background(rng)
-            coins = _coin_pieces()
-            others = [_still(self._pieces[n]) for n in rng.permutation(len(self._pieces))[:3]]
-            return _compose(row, rng, canvas, [_individuals(rng, coins), *others], lone)
+            return self._coins(row, rng, lone)
         if which == 1:
             canvas = _background(rng) if rng.random() < 0.5 else _paper(rng)
             people = [name for name in self._names if len(self._emoji[name]) > 1]
@@ -202,29 +200,53 @@ class Gallery:
             tones = [self._picture(p) for p in self._emoji[str(first)]]
             others = [_still(self._picture(self._emoji[str(name)][0])) for name in rest]
             return _compose(row, rng, canvas, [_individuals(rng, tones), *others], lone)
+        return self._letters(row, rng, lone)
+
+    def _crowds(self, row: str, rng: np.random.Generator) -> Query:
+        """Twelve to twenty-one of a kind: faces, coins, or letters of other fonts."""
+        which, many = rng.integers(3), int(rng.integers(12, 22))
+        if which == 0:
+            return self._faces(rng, row, many)
+        if which == 1:
+            return self._coins(row, rng, many=many)
+        return self._letters(row, rng, many=many)
+
+    def _coins(
+        self, row: str, rng: np.random.Generator, lone: bool = False, many: int = 0
+    ) -> Query:
+        canvas = _background(rng)
+        coins = _coin_pieces()
+        others = [_still(self._pieces[n]) for n in rng.permutation(len(self._pieces))[:3]]
+        classes = [_individuals(rng, coins), *others]
+        return _compose(row, rng, canvas, classes, lone, many=many)
+
+    def _letters(
+        self, row: str, rng: np.random.Generator, lone: bool = False, many: int = 0
+    ) -> Query:
         canvas, ink = _paper(rng), tuple(int(c) for c in rng.integers(0, 120, 3))
         upright = [font for name, font in sorted(self._fonts.items()) if "Italic" not in name]
         first, *rest = rng.permutation(list("ABEGHKMRSWX&25"))[:5]
         alike = [self._picture(font[first], ink) for font in upright if first in font]
         others = [_still(self._picture(upright[0][letter], ink)) for letter in rest]
-        return _compose(row, rng, canvas, [_individuals(rng, alike), *others], lone, turn=8)
+        classes = [_individuals(rng, alike), *others]
+        return _compose(row, rng, canvas, classes, lone, turn=8, many=many)
 
-    def _faces(self, rng: np.random.Generator) -> Query:
+    def _faces(self, rng: np.random.Generator, row: str = "faces", many: int = 10) -> Query:
         """Faces of different people between pieces of other things, 25 x 25 pixels enlarged."""
         patches = skimage.data.lfw_subset()  # type: ignore[no-untyped-call]
         canvas = _background(rng).convert("L")
         boxes: list[Box] = []
-        cells = rng.permutation(30)[:22]
+        cells = rng.permutation(30)[: many + 12]
         for n, cell in enumerate(cells):
-            which = int(rng.integers(100)) + (0 if n < 10 else 100)
+            which = int(rng.integers(100)) + (0 if n < many else 100)
             side = int(rng.integers(52, 80))
             face = Image.fromarray((patches[which] * 255).astype(np.uint8)).resize((side, side))
             x = 14 + 125 * int(cell % 6) + int(rng.integers(0, 124 - side))
             y = 6 + 113 * int(cell // 6) + int(rng.integers(0, 112 - side))
             canvas.paste(face, (x, y))
-            if n < 10:
+            if n < many:
                 boxes.append((x, y, x + side, y + side))
-        return Query("faces", np.array(canvas.convert("RGB")), boxes, [0])
+        return Query(row, np.array(canvas.convert("RGB")), boxes, [0])
 
     def _picture(self, place: int, ink: tuple[int, ...] | None = None) -> Image.Image:
         cut = self._bank[place]
@@ -243,12 +265,14 @@ def _compose(
     turn: float = 15,
     spread: float = 1.35,
     base: tuple[int, int] = (48, 80),
+    many: int = 0,
 ) -> Query:
-    """Paste 4 to 8 of the first class, 1 to 3 of each other; ask for the first."""
+    """Paste 4 to 8 of the first class, or `many` smaller ones, 1 to 3 of each other; ask for the
+    first."""
     turn, spread = (30, 1.6) if hard else (turn, spread)
-    counts = [1 if lone else int(rng.integers(4, 9))]
+    counts = [1 if lone else many or int(rng.integers(4, 9))]
     counts += [int(rng.integers(1, 4)) for _ in classes[1:]]
-    size = rng.uniform(*base)
+    size = rng.uniform(*((42, 58) if many else base))
     placed: list[list[Box]] = [[] for _ in classes]
     for n in rng.permutation([n for n, count in enumerate(counts) for _ in range(count)]):
         picture = classes[n](rng)

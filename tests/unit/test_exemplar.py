@@ -224,6 +224,12 @@ def test_one_look_alike_is_no_reason_to_be_kind() -> None:
     assert kindness(*apart(1.5, 1.5, -torch.inf)) == 0  # the third is the example itself
     boxes, logits = apart(2.0, 1.9, 1.8)
     assert kindness(boxes, logits) > 0
+    blades = apart(0.8, 0.7, 0.6, -5)  # of an example that is given 1.5 where it stands, not 4
+    assert kindness(*blades, 2.5) == pytest.approx(min(0.9 * (4.4 - 0.7), kindness(*blades) + 2.5))
+    across = apart(-0.1, -0.3, -1.0)
+    assert kindness(*across) == 0
+    assert kindness(*across, 0.8) > 0
+    assert kindness(*apart(-0.1, -5, -5), 0.8) == 0  # one that is fairly like it makes no kind
     assert kindness(boxes[:1].repeat(3, 1), logits) == 0  # the same find three times
 
 
@@ -237,10 +243,14 @@ def test_finds_part_at_the_widest_gap_close_to_the_expected_cut() -> None:
 
 
 def test_the_weakest_of_a_crowd_is_expected_lower_than_that_of_a_few() -> None:
-    few = (2.8, 2.6, 2.4, 0.9)
-    assert parting(*apart(*few), 2.0) > 0.9  # .9 is left out
-    crowd = [2.8 - 0.02 * n for n in range(21)]
-    assert parting(*apart(*crowd, 0.9), 2.0) < 0.9
+    few = (2.8, 2.0, 1.4, 0.4)
+    assert parting(*apart(*few), 2.0) > 0.4  # .4 is left out
+    crowd = [2.8 - 0.08 * n for n in range(21)]
+    assert parting(*apart(*crowd, 0.4), 2.0) < 0.4
+    alike = [2.8 - 0.02 * n for n in range(21)]
+    assert parting(*apart(*alike, 0.4), 2.0) > 0.4  # far from all others, however many
+    doubtful = [-0.1 - 0.08 * n for n in range(21)]
+    assert parting(*apart(*few[:3], *doubtful), 2.0) > 0  # rather not the like: no crowd
 
 
 def test_a_strict_search_finds_less_than_one_for_the_kind(model: Exemplar, coins: Pixels) -> None:

@@ -29,11 +29,12 @@ _SECOND_ROUND = 1.5  # candidates for it, for each find that the first round exp
 _MOVED_IOU = 0.75  # from which two candidates are one after the first round
 _TELLING, _SAME = 3, 0.4  # finds that say how alike things are here; IoU that makes two one
 _ALIKE, _KINDNESS, _KINDEST, _UNLIKE, _ONSET = 4.4, 0.9, 2.4, -0.5, 2.7  # see `kindness`
+_OWN = 4.0  # logit that an example is given where it stands; if it is less, its like's is, too
 _RIVALRY = 4.0  # how fast a find is lost that is more like something else
 _SUPPORTS, _SURE, _HOPELESS = 3, 0.5, -3.5  # of query expansion
 _CUT = 2.0  # logit that becomes .5 if nothing else is known
 _PARTING, _REACH = 1.0, 2.4  # sigma and half width of where finds may part, round what is expected
-_CROWD, _TAIL = 10, 2.4  # sure finds from which on the end lies lower; how much, see `parting`
+_CROWD, _TAIL, _STRAYED = 10, 2.4, 3.5  # sure finds from which on the end lies lower: `parting`
 _TOLD, _LOOSER, _STRICTEST = 0.3, 0.3, 2.8  # how far the least alike examples tell where that is
 
 
@@ -345,7 +346,8 @@ class Search:
         decided = torch.maximum(decided, lying)
         others = every.masked_fill(on, -math.inf).amax(0)
         others = torch.maximum(others, lying.masked_fill(on.any(0), -math.inf))
-        expected = _CUT - kindness(boxes, others)
+        own = every[on].amax().item() if on.any() else _OWN
+        expected = _CUT - kindness(boxes, others, max(0.0, _OWN - own))
         if len(shown) > 1:
             told = (kinship + kinship.T).min().item() / 2 - _LOOSER
             expected += _TOLD * (min(max(told, 0.0), _STRICTEST) - expected)
@@ -353,23 +355,27 @@ class Search:
         return decided - parting(boxes[new], decided[new], expected)
 
 
-def kindness(boxes: Tensor, logits: Tensor) -> float:
+def kindness(boxes: Tensor, logits: Tensor, missing: float = 0.0) -> float:
     """How much more kindly a picture is judged whose best finds are only fairly alike.
 
     Individuals of a kind differ, copies do not, and the three best finds tell. Nothing is added
-    where there are no three good ones: an object without its like is no reason to be kind.
+    where there are no three good ones: an object without its like is no reason to be kind. A
+    comparator that is not sure of an example where it stands, because it is slim or blurred, is
+    sure of none of its like either; so then they need be less good, and more is added.
 
     Args:
         boxes: (N, 4).
         logits: (N,), of finds other than the examples; of an example, what the others say of it;
             -inf, if there is no other.
+        missing: how much less than usual an example is given where it stands.
     """
     others = logits[nms(boxes, logits, _SAME)[:_TELLING]]
     if len(others) < _TELLING:
         return 0.0
     likeness = others.mean().item()
-    fair, modest = _KINDNESS * (_ALIKE - likeness), _ONSET * (likeness - _UNLIKE)
-    return min(max(min(fair, modest), 0.0), _KINDEST) if others[0] > _SURE else 0.0
+    fair, modest = _KINDNESS * (_ALIKE - likeness), _ONSET * (likeness + missing - _UNLIKE)
+    kind = min(max(min(fair, modest), 0.0), _KINDEST + missing)
+    return kind if others[0] + missing > _SURE else 0.0
 
 
 def parting(boxes: Tensor, logits: Tensor, expected: float) -> float:
@@ -377,15 +383,19 @@ def parting(boxes: Tensor, logits: Tensor, expected: float) -> float:
 
     That is in the middle of a wide gap close to where it is expected: the product of the gap's
     width and of a Gaussian round `expected` is the greatest there. The weakest of many lies lower
-    than the weakest of few, so a crowd's end is expected lower.
+    than the weakest of few, so the end of a crowd, of more than ten sure finds, is expected lower:
+    by the logarithm of their number, but not more than 3.5 standard deviations below their mean.
 
     Args:
         boxes: (N, 4), of finds that are not examples themselves.
         logits: (N,).
         expected: the cut, if there were no gaps.
     """
-    sure = len(_distinct(boxes, logits, _SURE))
-    expected -= _TAIL * math.log(max(sure, _CROWD) / _CROWD)
+    crowd = _distinct(boxes, logits, _SURE)
+    if len(crowd) > _CROWD:
+        lowest = (crowd.mean() - _STRAYED * crowd.std()).item()
+        lower = expected - _TAIL * math.log(len(crowd) / _CROWD)
+        expected = min(expected, max(lower, lowest))
     low, high = expected - _REACH, expected + _REACH
     found = _distinct(boxes, logits, low).clamp(max=high).tolist()
     best, cut = 0.0, expected
