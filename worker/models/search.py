@@ -394,8 +394,8 @@ def parting(boxes: Tensor, logits: Tensor, expected: float) -> float:
     crowd = _distinct(boxes, logits, _SURE)
     if len(crowd) > _CROWD:
         lowest = (crowd.mean() - _STRAYED * crowd.std()).item()
-        lower = expected - _TAIL * math.log(len(crowd) / _CROWD)
-        expected = min(expected, max(lower, lowest))
+        tail = expected - _TAIL * math.log(len(crowd) / _CROWD)
+        expected = min(expected, max(tail, lowest))
     low, high = expected - _REACH, expected + _REACH
     found = _distinct(boxes, logits, low).clamp(max=high).tolist()
     best, cut = 0.0, expected
