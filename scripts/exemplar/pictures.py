@@ -214,6 +214,7 @@ class Gallery:
     def _coins(
         self, row: str, rng: np.random.Generator, lone: bool = False, many: int = 0
     ) -> Query:
+        """Coins cut out of the photograph that `coins` asks about, among pieces of others."""
         canvas = _background(rng)
         coins = _coin_pieces()
         others = [_still(self._pieces[n]) for n in rng.permutation(len(self._pieces))[:3]]
@@ -223,6 +224,7 @@ class Gallery:
     def _letters(
         self, row: str, rng: np.random.Generator, lone: bool = False, many: int = 0
     ) -> Query:
+        """One letter in different fonts, among other letters."""
         canvas, ink = _paper(rng), tuple(int(c) for c in rng.integers(0, 120, 3))
         upright = [font for name, font in sorted(self._fonts.items()) if "Italic" not in name]
         first, *rest = rng.permutation(list("ABEGHKMRSWX&25"))[:5]
