@@ -253,6 +253,58 @@ def test_the_weakest_of_a_crowd_is_expected_lower_than_that_of_a_few() -> None:
     assert parting(*apart(*few[:3], *doubtful), 2.0) > 0  # rather not the like: no crowd
 
 
+def test_what_is_judged_kindly_has_a_find() -> None:
+    across = apart(-0.1, -0.3, -0.6, -0.9, -1.2)
+    assert parting(*across, -0.3) > -0.1  # the widest gap is above them all
+    assert parting(*across, -0.3, some=True) < -0.1
+    assert parting(*apart(), -0.3, some=True) == pytest.approx(-0.3)
+
+
+@pytest.mark.parametrize(("seed", "shown"), [(17, 6), (18, 9), (19, 9), (32, 3)])
+def test_finds_that_are_alike_make_a_kind(model: Exemplar, seed: int, shown: int) -> None:
+    people = photo("lfw_subset")  # 100 faces, then 100 pieces of other pictures
+    rng = np.random.default_rng(seed)
+    chosen = [*rng.permutation(100)[:18], *(100 + rng.permutation(100)[:6])]
+    canvas, faces = Image.new("L", (384, 256), 200), []
+    for n, number in enumerate(rng.permutation(chosen)):
+        x, y = 64 * (n % 6) + 8, 64 * (n // 6) + 8
+        picture = Image.fromarray((255 * people[number]).astype(np.uint8))
+        canvas.paste(picture.resize((56, 56), Image.Resampling.BICUBIC), (x, y))
+        if number < 100:
+            faces.append((x, y, x + 56, y + 56))
+    found = ask(model, np.array(canvas.convert("RGB")), Request(prompts=boxes(faces[shown])))
+    right, false = hits(found, faces)
+    assert right >= 16  # 1 or 2, if they did not judge one another
+    assert false <= 1
+
+
+@pytest.mark.parametrize(
+    ("word", "seed", "shown"), [("RRRRKPBX", 3, 0), ("RRRRKPBX", 3, 5), ("aaaaosec", 0, 10)]
+)
+def test_a_crowd_speaks_for_its_own(model: Exemplar, word: str, seed: int, shown: int) -> None:
+    order = np.random.default_rng(seed).permutation(list(4 * word[:4] + 3 * word[4:]))
+    canvas, letters = Image.new("RGB", (640, 480), "white"), list[Box]()
+    rng = np.random.default_rng(seed)
+    for n, letter in enumerate(order):
+        piece = Image.new("RGBA", (160, 160))
+        ImageDraw.Draw(piece).text(
+            (80, 80),
+            letter,
+            "black",
+            anchor="mm",
+            font_size=90,
+            stroke_width=int(rng.integers(0, 8)),
+        )
+        piece = piece.crop(piece.getbbox())
+        piece = piece.resize((int(rng.integers(24, 64)), int(rng.integers(40, 90))))
+        place = (90 * (n % 7) + 8, 118 * (n // 7) + 8, piece.width, int(rng.integers(-25, 25)))
+        letters += paste(canvas, piece, [place])
+    alike = [box for box, letter in zip(letters, order, strict=True) if letter == word[0]]
+    found = ask(model, np.array(canvas), Request(prompts=boxes(alike[shown])))
+    right, false = hits(found, alike)
+    assert len(alike) - right + false <= 4  # 6, 5 and 11 by three further examples
+
+
 def test_a_strict_search_finds_less_than_one_for_the_kind(model: Exemplar, coins: Pixels) -> None:
     prompts = boxes(COINS[2])
     strict, normal, kind = (

@@ -30,8 +30,11 @@ _MOVED_IOU = 0.75  # from which two candidates are one after the first round
 _TELLING, _SAME = 3, 0.4  # finds that say how alike things are here; IoU that makes two one
 _ALIKE, _KINDNESS, _KINDEST, _UNLIKE, _ONSET = 4.4, 0.9, 2.4, -0.5, 2.7  # see `kindness`
 _OWN = 4.0  # logit that an example is given where it stands; if it is less, its like's is, too
+_ASKED, _FAIRLY = 8, -1.5  # finds that judge one another; logit from which they may
+_MUTUAL, _CLOSER = -0.4, 1.5  # what those of a kind say of one another; how much more copies do
 _RIVALRY = 4.0  # how fast a find is lost that is more like something else
 _SUPPORTS, _SURE, _HOPELESS = 3, 0.5, -3.5  # of query expansion
+_MANY, _CHORUS = 8, 12  # of more sure finds than that, so many support
 _CUT = 2.0  # logit that becomes .5 if nothing else is known
 _PARTING, _REACH = 1.0, 2.4  # sigma and half width of where finds may part, round what is expected
 _CROWD, _TAIL, _STRAYED = 10, 2.4, 3.5  # sure finds from which on the end lies lower: `parting`
@@ -185,16 +188,25 @@ class Search:
                 better = lying[mine] > every.amax(0)[mine]
                 deltas[mine] = torch.where(better[:, None], moves, deltas[mine])
         boxes = self._outward(_Places(move(places.boxes, deltas), places.fields))
-        decided = self._decide(shown, boxes, places, things, every, lying)
-        best = torch.maximum(every.amax(0), lying)
+        lead = self._lead(shown, against, things, torch.maximum(every.amax(0), lying))
+        decided, meant = _RIVALRY * lead, lead > 0
+        told = self._decide(shown, boxes[meant], things[meant], every[:, meant], lying[meant])
+        decided[meant] = torch.minimum(decided[meant], told)
+        return boxes, decided
+
+    def _lead(
+        self, shown: list[Shown], against: list[Shown], things: Thing, best: Tensor
+    ) -> Tensor:
+        """How far `best`, (N,) logits, is ahead of what is not meant: (N,), infinite if all is."""
+        lead = torch.full_like(best, math.inf)
         for one in against:
             rivals, _ = self._judge([one, *one.turned], things)
             rivals[1:] -= _DOUBT
-            decided = torch.minimum(decided, _RIVALRY * (best - rivals.amax(0)))
+            lead = torch.minimum(lead, best - rivals.amax(0))
         if unwished := [pose for one in shown for pose in one.unwished]:
             rivals, _ = self._judge(unwished, things)
-            decided = torch.minimum(decided, _RIVALRY * (best - rivals.amax(0) + _DOUBT))
-        return boxes, decided
+            lead = torch.minimum(lead, best - rivals.amax(0) + _DOUBT)
+        return lead
 
     def _first_round(self, shown: list[Shown]) -> tuple[_Places, Tensor, Tensor]:
         """Places that the examples and their turned ones propose, moved once; what these say of
@@ -312,11 +324,37 @@ class Search:
         alike = torch.stack([self._head.compare(one.prompt, things)[0] for one in shown])
         return alike.fill_diagonal_(math.inf)
 
+    def _kindred(self, boxes: Tensor, things: Thing, logits: Tensor, lying: Tensor) -> float:
+        """How far the best finds are of one kind, by what they say of one another.
+
+        Finds by chance are less like one another. Copies of a look-alike are much more so than the
+        example is like them: they may be a kind, but not its.
+
+        Returns:
+            From -1, as where there are not three finds, to 1; 0 if what lies turned is among the
+            best three, or if these are so alike that it makes no difference.
+        """
+        best = nms(boxes, torch.maximum(logits, lying), _SAME)[:_TELLING]
+        if (lying > logits)[best].any() or logits[best].mean() > _ALIKE:
+            return 0.0
+        best = nms(boxes, logits, _SAME)[:_ASKED]
+        best = best[logits[best] > _FAIRLY]
+        if len(best) < _TELLING:
+            return -1.0
+        seen = things[best]
+        told = [
+            self._head.compare(head.Prompt.of(seen[slice(n, n + 1)]), seen)[0]
+            for n in range(len(best))
+        ]
+        others = ~torch.eye(len(best), dtype=torch.bool, device=boxes.device)
+        mutual = torch.stack(told)[others].mean().item()
+        copies = mutual - logits[best].mean().item() > _CLOSER
+        return min(max(mutual - _MUTUAL, -1.0), 0.0 if copies else 1.0)
+
     def _decide(
         self,
         shown: list[Shown],
         boxes: Tensor,
-        places: _Places,
         things: Thing,
         every: Tensor,
         lying: Tensor,
@@ -330,7 +368,8 @@ class Search:
                 on[n] = box_iou(prompted, boxes)[0] >= 0.5
         decided = logits.clone()
         supports = (~on.any(0) & (logits > _SURE)).nonzero()[:, 0]
-        supports = supports[nms(boxes[supports], logits[supports], 0.3)[:_SUPPORTS]]
+        supports = supports[nms(boxes[supports], logits[supports], 0.3)]
+        supports = supports[: _CHORUS if len(supports) > _MANY else _SUPPORTS]
         hopeful = (logits > _HOPELESS).nonzero()[:, 0]
         seen, kinship = things[hopeful], self._kinship(shown)
         speaks = kinship.sigmoid()
@@ -345,40 +384,41 @@ class Search:
         decided[hopeful] = (weights * torch.stack(votes)).sum(0) / weights.sum(0)
         decided = torch.maximum(decided, lying)
         others = every.masked_fill(on, -math.inf).amax(0)
-        others = torch.maximum(others, lying.masked_fill(on.any(0), -math.inf))
+        apart = lying.masked_fill(on.any(0), -math.inf)
         own = every[on].amax().item() if on.any() else _OWN
-        expected = _CUT - kindness(boxes, others, max(0.0, _OWN - own))
+        ease = max(0.0, _OWN - own) + self._kindred(boxes, things, others, apart)
+        kind = kindness(boxes, torch.maximum(others, apart), ease)
+        expected = _CUT - kind
         if len(shown) > 1:
             told = (kinship + kinship.T).min().item() / 2 - _LOOSER
             expected += _TOLD * (min(max(told, 0.0), _STRICTEST) - expected)
         new = ~on.any(0)
-        return decided - parting(boxes[new], decided[new], expected)
+        return decided - parting(boxes[new], decided[new], expected, some=kind > 0)
 
 
-def kindness(boxes: Tensor, logits: Tensor, missing: float = 0.0) -> float:
+def kindness(boxes: Tensor, logits: Tensor, ease: float = 0.0) -> float:
     """How much more kindly a picture is judged whose best finds are only fairly alike.
 
     Individuals of a kind differ, copies do not, and the three best finds tell. Nothing is added
-    where there are no three good ones: an object without its like is no reason to be kind. A
-    comparator that is not sure of an example where it stands, because it is slim or blurred, is
-    sure of none of its like either; so then they need be less good, and more is added.
+    where there are no three good ones: an object without its like is no reason to be kind. With
+    `ease` they need be less good, and more is added.
 
     Args:
         boxes: (N, 4).
         logits: (N,), of finds other than the examples; of an example, what the others say of it;
             -inf, if there is no other.
-        missing: how much less than usual an example is given where it stands.
+        ease: by how much finds may be less alike than usual; less than 0, if they have to be more.
     """
     others = logits[nms(boxes, logits, _SAME)[:_TELLING]]
     if len(others) < _TELLING:
         return 0.0
     likeness = others.mean().item()
-    fair, modest = _KINDNESS * (_ALIKE - likeness), _ONSET * (likeness + missing - _UNLIKE)
-    kind = min(max(min(fair, modest), 0.0), _KINDEST + missing)
-    return kind if others[0] + missing > _SURE else 0.0
+    fair, modest = _KINDNESS * (_ALIKE - likeness), _ONSET * (likeness + ease - _UNLIKE)
+    kind = min(max(min(fair, modest), 0.0), _KINDEST + max(ease, 0.0))
+    return kind if others[0] + ease > _SURE else 0.0
 
 
-def parting(boxes: Tensor, logits: Tensor, expected: float) -> float:
+def parting(boxes: Tensor, logits: Tensor, expected: float, some: bool = False) -> float:
     """The logit at which a picture's finds part into the like and the unlike.
 
     That is in the middle of a wide gap close to where it is expected: the product of the gap's
@@ -390,6 +430,7 @@ def parting(boxes: Tensor, logits: Tensor, expected: float) -> float:
         boxes: (N, 4), of finds that are not examples themselves.
         logits: (N,).
         expected: the cut, if there were no gaps.
+        some: something is meant, so the cut is not above all finds.
     """
     crowd = _distinct(boxes, logits, _SURE)
     if len(crowd) > _CROWD:
@@ -399,7 +440,7 @@ def parting(boxes: Tensor, logits: Tensor, expected: float) -> float:
     low, high = expected - _REACH, expected + _REACH
     found = _distinct(boxes, logits, low).clamp(max=high).tolist()
     best, cut = 0.0, expected
-    for upper, lower in pairwise([high, *found, low]):
+    for upper, lower in pairwise([*found, low] if some and found else [high, *found, low]):
         middle = (upper + lower) / 2
         gap = (upper - lower) * math.exp(-(((middle - expected) / _PARTING) ** 2) / 2)
         if gap > best:
