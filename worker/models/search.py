@@ -347,7 +347,7 @@ class Search:
             for n in range(len(best))
         ]
         others = ~torch.eye(len(best), dtype=torch.bool, device=boxes.device)
-        mutual = torch.stack(told)[others].mean().item()
+        mutual = torch.stack(told)[others].median().item()
         copies = mutual - logits[best].mean().item() > _CLOSER
         return min(max(mutual - _MUTUAL, -1.0), 0.0 if copies else 1.0)
 
