@@ -44,6 +44,7 @@ from worker.models.views import View, Wanted, plan, tiles
 
 _ASKED = Request()  # all as it is by default
 IOUS = np.arange(0.5, 0.96, 0.05)
+_LONE = 5  # times as many pictures: false finds of lone objects are rare, and come in bunches
 Found = list[tuple[float, Box]]  # score and box
 Finder = Callable[[Query, list[Box], list[Box]], Found]  # of positive and negative prompts
 
@@ -359,7 +360,7 @@ def run(options: argparse.Namespace) -> int:
     _say("lone objects, sloppy boxes, more examples, look-alikes, other wishes …")
     drawn = [query for query in queries if not query.real]
     alike = [query for query in drawn if query.look_alike]
-    lone = measure(learned, gallery.lone(options.pictures))
+    lone = measure(learned, gallery.lone(_LONE * options.pictures))
     pointed = Learned(options.device, weights=weights, shown_by="point")
     embedded = Learned(options.device, weights, shown_by="embedding")
     meant = extents(pointed, queries)

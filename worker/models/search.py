@@ -30,7 +30,7 @@ _MOVED_IOU = 0.75  # from which two candidates are one after the first round
 _TELLING, _SAME = 3, 0.4  # finds that say how alike things are here; IoU that makes two one
 _ALIKE, _KINDNESS, _KINDEST, _UNLIKE, _ONSET = 4.4, 0.9, 2.4, -0.5, 2.7  # see `kindness`
 _OWN = 4.0  # logit that an example is given where it stands; if it is less, its like's is, too
-_ASKED, _FAIRLY = 8, -1.5  # finds that judge one another; logit from which they may
+_ASKED, _BELOW = 8, 1.5  # finds that judge one another; how far below the best three they may be
 _MUTUAL, _CLOSER = -0.4, 1.5  # what those of a kind say of one another; how much more copies do
 _RIVALRY = 4.0  # how fast a find is lost that is more like something else
 _SUPPORTS, _SURE, _HOPELESS = 3, 0.5, -3.5  # of query expansion
@@ -335,10 +335,11 @@ class Search:
             best three, or if these are so alike that it makes no difference.
         """
         best = nms(boxes, torch.maximum(logits, lying), _SAME)[:_TELLING]
-        if (lying > logits)[best].any() or logits[best].mean() > _ALIKE:
+        likeness = logits[best].mean()
+        if (lying > logits)[best].any() or likeness > _ALIKE:
             return 0.0
         best = nms(boxes, logits, _SAME)[:_ASKED]
-        best = best[logits[best] > _FAIRLY]
+        best = best[logits[best] > likeness - _BELOW]
         if len(best) < _TELLING:
             return -1.0
         seen = things[best]
@@ -347,7 +348,7 @@ class Search:
             for n in range(len(best))
         ]
         others = ~torch.eye(len(best), dtype=torch.bool, device=boxes.device)
-        mutual = torch.stack(told)[others].median().item()
+        mutual = torch.stack(told)[others].quantile(0.5).item()
         copies = mutual - logits[best].mean().item() > _CLOSER
         return min(max(mutual - _MUTUAL, -1.0), 0.0 if copies else 1.0)
 
