@@ -377,6 +377,13 @@ def test_a_negative_example_keeps_look_alikes_out(model: Exemplar) -> None:
     assert {a.label for a in found} == {"object"}
 
 
+def test_what_is_not_meant_becomes_no_find(model: Exemplar, coins: Pixels) -> None:
+    either = (*boxes(COINS[2]), *boxes(COINS[2], negative=True))  # nothing is ahead of itself
+    assert hits(ask(model, coins, Request(prompts=either)), COINS)[1] <= 1
+    both = (*boxes(COINS[2]), *boxes(*COINS[3:8], negative=True))
+    assert hits(ask(model, coins, Request(prompts=both, min_score=0.2)), COINS)[1] <= 1
+
+
 def test_an_only_object_is_found_alone(model: Exemplar) -> None:
     """No other has its like; pieces of the background and other objects are no finds."""
     canvas = Image.fromarray(photo("rocket")[:384, :512])

@@ -188,10 +188,11 @@ class Search:
                 better = lying[mine] > every.amax(0)[mine]
                 deltas[mine] = torch.where(better[:, None], moves, deltas[mine])
         boxes = self._outward(_Places(move(places.boxes, deltas), places.fields))
-        lead = self._lead(shown, against, things, torch.maximum(every.amax(0), lying))
-        decided, meant = _RIVALRY * lead, lead > 0
+        best = torch.maximum(every.amax(0), lying)
+        lead = self._lead(shown, against, things, best)
+        decided, meant = torch.minimum(_RIVALRY * lead, best - _CUT), lead >= 0
         told = self._decide(shown, boxes[meant], things[meant], every[:, meant], lying[meant])
-        decided[meant] = torch.minimum(decided[meant], told)
+        decided[meant] = torch.minimum(_RIVALRY * lead[meant], told)
         return boxes, decided
 
     def _lead(
